@@ -1,0 +1,1 @@
+"""Compile and run an artifact; each engine owns its capability table."""

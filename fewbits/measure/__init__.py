@@ -1,0 +1,1 @@
+"""Size, latency and quality of a written artifact."""

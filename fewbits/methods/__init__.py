@@ -1,0 +1,1 @@
+"""What improves numbers: arrays in, arrays out; never walks a model."""

@@ -1,0 +1,1 @@
+"""ONNX models, held in onnx-ir: load, fold, place, encode, write, verify."""

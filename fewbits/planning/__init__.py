@@ -1,0 +1,1 @@
+"""Data and arithmetic: schemes, recipes, plans. Knows no framework."""

@@ -1,0 +1,1 @@
+"""The Report record and its forms: JSON, HTML, plots."""
