@@ -7,7 +7,6 @@ given for a number is stored as None, so the JSON never holds either. Keys may b
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
@@ -87,6 +86,12 @@ class Limits(Record):
     max_size: str | None = None
     min_speedup: Number = None
     prefer: str | None = None
+    metric_limit: Number = None
+    """`max_drop` resolved: the worst score still allowed, in the metric's unit."""
+    size_limit_bytes: MaybeCount = None
+    """`max_size` resolved."""
+    latency_limit_ms: Number = None
+    """`min_speedup` resolved against the reference."""
 
 
 class Latency(Record):
@@ -306,18 +311,3 @@ class Report(Record):
             raise InputError(
                 f"this is not a fewbits report.json of version {VERSION}: {where}: {first['msg']}"
             ) from None
-
-
-def front(points: Mapping[str, tuple[float, float]]) -> list[str]:
-    """The names on the Pareto front of (cost, quality): less cost is better, more quality is better.
-
-    Sorted by cost. Of equal points each is kept; a point that another beats in one and matches in the
-    other is not on the front.
-    """
-    ordered = sorted(points, key=lambda name: (points[name][0], -points[name][1]))
-    kept: list[str] = []
-    for name in ordered:
-        cost, quality = points[name]
-        if not kept or quality > points[kept[-1]][1] or points[kept[-1]] == (cost, quality):
-            kept.append(name)
-    return kept

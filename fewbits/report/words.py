@@ -1,0 +1,103 @@
+"""Numbers in words: the one place where a report's values become text. None is an em dash."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+from fewbits.report.record import Metric
+
+NOTHING = "\N{EM DASH}"
+TIMES = "\N{MULTIPLICATION SIGN}"
+_MINUS = "\N{MINUS SIGN}"
+
+
+def number(value: float | None, decimals: int) -> str:
+    """`value` with a fixed number of decimals and a true minus; no negative zero."""
+    if value is None:
+        return NOTHING
+    text = f"{abs(value):,.{decimals}f}"
+    return _MINUS + text if value < 0 and float(text.replace(",", "")) != 0 else text
+
+
+def signed(value: float | None, decimals: int) -> str:
+    """`number` with a plus on positive values and ± on what rounds to zero."""
+    text = number(value, decimals)
+    if value is None or text.startswith(_MINUS):
+        return text
+    return ("±" if float(text.replace(",", "")) == 0 else "+") + text
+
+
+def count(value: float | None) -> str:
+    """An integer with thousands separated."""
+    return NOTHING if value is None else f"{value:,.0f}"
+
+
+def size(value: float | None) -> str:
+    """Bytes in B, kB, MB or GB (thousands), three significant digits."""
+    if value is None:
+        return NOTHING
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        # 999 999 bytes are 1.00 MB, not 1000 kB.
+        if value >= 0.9995 * scale:
+            scaled = value / scale
+            return f"{scaled:.{2 if scaled < 9.995 else 1 if scaled < 99.95 else 0}f} {unit}"
+    return f"{value:.0f} B"
+
+
+def share(value: float | None, decimals: int = 1) -> str:
+    """A share of one in percent."""
+    return NOTHING if value is None else f"{number(100 * value, decimals)} %"
+
+
+def times(value: float | None) -> str:
+    """A ratio: "3.42×"."""
+    if value is None:
+        return NOTHING
+    return f"{value:.{2 if value < 9.995 else 1 if value < 99.95 else 0}f}{TIMES}"
+
+
+def decibel(value: float | None) -> str:
+    """A signal-to-noise ratio, one decimal."""
+    return NOTHING if value is None else f"{number(value, 1)} dB"
+
+
+def seconds(value: float | None) -> str:
+    """A duration: "0.84 s", "12.3 s", "2 min 05 s"."""
+    if value is None:
+        return NOTHING
+    if value >= 99.5:
+        minutes, rest = divmod(round(value), 60)
+        return f"{minutes} min {rest:02d} s"
+    return f"{value:.{2 if value < 9.995 else 1}f} s"
+
+
+def decimals_for(values: Iterable[float | None]) -> int:
+    """Decimals that give the smallest nonzero value of a column three significant digits, at most 4."""
+    smallest = min((abs(v) for v in values if v), default=1.0)
+    return min(4, max(0, 2 - math.floor(math.log10(smallest))))
+
+
+def score_decimals(metric: Metric) -> int:
+    """Decimals of a score: 2 for percent, else four significant digits of the original's."""
+    if metric.unit.strip() == "%" or not metric.original:
+        return 2
+    return min(5, max(0, 3 - math.floor(math.log10(abs(metric.original)))))
+
+
+def unit(metric: Metric) -> str:
+    """The metric's unit as written after a number, with its space."""
+    return f" {metric.unit.strip()}" if metric.unit.strip() else ""
+
+
+def score(value: float | None, metric: Metric) -> str:
+    """A score with its unit."""
+    return NOTHING if value is None else number(value, score_decimals(metric)) + unit(metric)
+
+
+def shortened(text: str, limit: int) -> str:
+    """`text` with its middle cut out where it is longer than `limit` characters."""
+    if len(text) <= limit:
+        return text
+    head = (limit - 1) // 2
+    return f"{text[:head]}\N{HORIZONTAL ELLIPSIS}{text[len(text) - (limit - 1 - head) :]}"
