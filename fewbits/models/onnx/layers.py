@@ -1,0 +1,153 @@
+"""Find the layers of a folded graph whose tensors can be represented anew."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fewbits.errors import InputError
+from fewbits.planning.model_info import LayerInfo, LayerKind, WeightInfo
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+RECURRENT = ("LSTM", "GRU", "RNN")
+SCOPES = "pkg.torch.onnx.name_scopes"
+FLOAT = "FLOAT"
+
+
+def find_layers(path: Path, graph: ir.Graph) -> tuple[LayerInfo, ...]:
+    """The layers of the main graph, in its order, with readable names that are unique.
+
+    Raises:
+        InputError: a layer's weight or bias holds NaN or Inf (the tensor and the first index are named).
+    """
+    found = []
+    taken: set[str] = set()
+    for node in graph:
+        layer = _layer(node)
+        if layer is None:
+            continue
+        name, number = layer.name, 2
+        while name in taken:
+            name, number = f"{layer.name}#{number}", number + 1
+        taken.add(name)
+        found.append(LayerInfo(**{**vars(layer), "name": name}))
+        for value in node.inputs:
+            if value is not None and value.const_value is not None:
+                _check_finite(path, value)
+    return tuple(found)
+
+
+def layer_nodes(graph: ir.Graph, layers: tuple[LayerInfo, ...]) -> dict[str, ir.Node]:
+    """The node of each layer: the one that makes the layer's output."""
+    by_output = {output.name: node for node in graph for output in node.outputs}
+    return {layer.name: by_output[layer.output] for layer in layers}
+
+
+def _layer(node: ir.Node) -> LayerInfo | None:
+    if node.domain not in ("", "ai.onnx"):
+        return None
+    weights = tuple(_weights(node))
+    kind = _kind(node, weights)
+    if kind is None:
+        return None
+    constant = {weight.name for weight in weights}
+    output = node.outputs[0].name
+    if output is None:  # an optional output left out: nothing reads this layer
+        return None
+    return LayerInfo(
+        name=_name(node, weights),
+        op=node.op_type,
+        kind=kind,
+        weights=weights,
+        bias=_bias(node),
+        inputs=tuple(
+            v.name for v in node.inputs[: 2 if kind == "matmul" else None] if _is_activation(v, kind, constant)
+        ),
+        output=output,
+    )
+
+
+def _is_activation(value: ir.Value | None, kind: LayerKind, constant: set[str]) -> bool:
+    return value is not None and value.const_value is None and value.name not in constant
+
+
+def _kind(node: ir.Node, weights: tuple[WeightInfo, ...]) -> LayerKind | None:
+    if weights:
+        if node.op_type in ("Conv", "ConvTranspose"):
+            return "conv"
+        if node.op_type in ("Gemm", "MatMul"):
+            return "linear"
+        return "embedding" if node.op_type == "Gather" else "recurrent"
+    both_computed = node.op_type == "MatMul" and all(v is not None and v.const_value is None for v in node.inputs)
+    return "matmul" if both_computed else None
+
+
+def _weights(node: ir.Node) -> Iterator[WeightInfo]:
+    """Constant float tensors with at least two axes, and which axis is a channel and which is summed over."""
+    op = node.op_type
+    if op == "Conv":
+        axes = {1: (0, 1)}
+    elif op == "ConvTranspose":
+        axes = {1: (1, 0)}
+    elif op == "Gemm":
+        axes = {1: (0, 1) if _attribute(node, "transB") else (1, 0)}
+    elif op == "MatMul":
+        axes = {0: (-2, -1), 1: (-1, -2)}
+    elif op == "Gather" and not _attribute(node, "axis"):
+        axes = {0: (0, -1)}
+    elif op in RECURRENT:
+        axes = {1: (1, 2), 2: (1, 2)}
+    else:
+        return
+    for index, (channel, group) in axes.items():
+        value = node.inputs[index] if index < len(node.inputs) else None
+        if value is None or value.const_value is None or value.const_value.dtype.name != FLOAT:
+            continue
+        shape = tuple(value.const_value.shape.numpy())
+        if len(shape) < 2:
+            continue
+        rank = len(shape)
+        yield WeightInfo(value.name or "", shape, channel % rank, group % rank)
+
+
+def _bias(node: ir.Node) -> str | None:
+    if node.op_type in ("Conv", "ConvTranspose", "Gemm") and len(node.inputs) > 2:
+        value = node.inputs[2]
+        if value is not None and value.const_value is not None:
+            return value.name
+    return None
+
+
+def _attribute(node: ir.Node, name: str) -> int:
+    attribute = node.attributes.get(name)
+    return attribute.as_int() if attribute is not None else 0
+
+
+def _name(node: ir.Node, weights: tuple[WeightInfo, ...]) -> str:
+    """The module's path: from the weight's name, or as the exporter recorded it; else the node's own name."""
+    if weights and weights[0].name.endswith(".weight"):
+        return weights[0].name.removesuffix(".weight")
+    scopes = re.findall(r"'([^']*)'", node.metadata_props.get(SCOPES, ""))
+    if len(scopes) > 1 and scopes[-2]:
+        return f"{scopes[-2]}.{node.op_type.lower()}" if not weights else scopes[-2]
+    return node.name or node.op_type
+
+
+def _check_finite(path: Path, value: ir.Value) -> None:
+    assert value.const_value is not None
+    array = value.const_value.numpy()
+    if array.dtype.kind != "f" or not array.size or np.isfinite(array.sum(dtype=np.float64)):
+        return
+    bad = np.argwhere(~np.isfinite(array))
+    if len(bad):
+        index = tuple(int(i) for i in bad[0])
+        raise InputError(
+            f"{path}: weight {value.name!r} has {array[index]} at index {list(index)} "
+            f"({len(bad)} such values in all); a model with NaN or Inf in its weights cannot be compressed"
+        )

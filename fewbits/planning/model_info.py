@@ -1,0 +1,93 @@
+"""What planning knows of a model: its inputs, outputs and the layers whose tensors can be represented anew."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Dim = int | str
+"""A size, or the name of a dynamic axis."""
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """A model's input or output: name, numpy dtype name, and shape with dynamic axes by name."""
+
+    name: str
+    dtype: str
+    shape: tuple[Dim, ...]
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.dtype}[{', '.join(map(str, self.shape))}]"
+
+
+@dataclass(frozen=True)
+class WeightInfo:
+    """A constant tensor of a layer.
+
+    Attributes:
+        name: the tensor's name in the model.
+        shape: its shape as stored.
+        channel_axis: the axis that keeps a scale of its own per channel (output features; rows of a table).
+        group_axis: the axis along which groups run (the one summed over by the layer).
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    channel_axis: int
+    group_axis: int
+
+    @property
+    def params(self) -> int:
+        """Number of elements."""
+        size = 1
+        for dim in self.shape:
+            size *= dim
+        return size
+
+
+LayerKind = Literal["conv", "linear", "matmul", "embedding", "recurrent"]
+
+
+@dataclass(frozen=True)
+class LayerInfo:
+    """One operator whose weights (or, for ``matmul``, two activations) can be quantized.
+
+    Attributes:
+        name: unique and readable; the module's path where the exporter recorded one.
+        op: the operator's type in the source format.
+        kind: what family it is of; ``matmul`` is a product of two activations.
+        weights: its constant tensors (one, or several for a recurrent layer; none for ``matmul``).
+        bias: name of its constant bias, if it has one.
+        inputs: names of the activations it multiplies.
+        output: name of its result.
+        float_only: why it must stay in float, or None.
+    """
+
+    name: str
+    op: str
+    kind: LayerKind
+    weights: tuple[WeightInfo, ...]
+    bias: str | None
+    inputs: tuple[str, ...]
+    output: str
+    float_only: str | None = None
+
+    @property
+    def params(self) -> int:
+        """Number of weight elements."""
+        return sum(weight.params for weight in self.weights)
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """A model as planning sees it."""
+
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+    layers: tuple[LayerInfo, ...]
+
+    def layer(self, name: str) -> LayerInfo:
+        """The layer of that name; KeyError where there is none."""
+        for layer in self.layers:
+            if layer.name == name:
+                return layer
+        raise KeyError(name)

@@ -1,0 +1,282 @@
+"""Ordered rules from pattern to scheme; first match wins. Read from and written to TOML."""
+
+import difflib
+import fnmatch
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from fewbits.errors import InputError
+from fewbits.planning.model_info import LayerInfo, ModelInfo
+from fewbits.planning.scheme import Per, RangeKind, Scheme
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Layers whose name matches a shell pattern, or whose operator is that word, get these schemes.
+
+    ``weights`` and ``activations`` both None keep the layer in float.
+    """
+
+    match: str
+    weights: Scheme | None = None
+    activations: Scheme | None = None
+
+    def matches(self, layer: LayerInfo) -> bool:
+        """Whether the pattern is the layer's operator, or matches its name (case matters)."""
+        return self.match == layer.op or fnmatch.fnmatchcase(layer.name, self.match)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Ordered rules, and where they come from.
+
+    ``smooth`` migrates activation outliers into the weights of linear layers before rounding.
+    ``correct_bias`` takes the mean error that rounding the weights causes out of the bias.
+    """
+
+    name: str
+    rules: tuple[Rule, ...]
+    description: str = ""
+    smooth: bool = False
+    correct_bias: bool = False
+
+    @property
+    def needs_data(self) -> bool:
+        """Some rule needs ranges of activations that only calibration data can give."""
+        return any(rule.activations is not None and not rule.activations.dynamic for rule in self.rules)
+
+    def excluding(self, patterns: Sequence[str]) -> "Recipe":
+        """The same recipe with layers that match any of these patterns kept in float."""
+        return replace(self, rules=tuple(Rule(match=p) for p in patterns) + self.rules)
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """What a recipe says of one layer."""
+
+    layer: LayerInfo
+    weights: Scheme | None
+    activations: Scheme | None
+
+
+def assign(recipe: Recipe, info: ModelInfo) -> tuple[Assignment, ...]:
+    """Apply the rules to the model's layers, first match wins.
+
+    Raises:
+        InputError: the model has no layer to quantize; a rule matches no layer (near names are listed);
+            a group size does not divide a layer's axis (every such layer is listed).
+    """
+    if not info.layers:
+        raise InputError(
+            "the model has nothing to quantize: no convolution, linear, embedding or recurrent layer with weights"
+        )
+    for rule in recipe.rules:
+        if rule.match != "*" and not any(rule.matches(layer) for layer in info.layers):
+            if recipe.name in PRESETS and rule in PRESETS[recipe.name].rules:
+                continue
+            raise InputError(_nothing_matched(recipe.name, rule.match, info.layers))
+    assigned = []
+    for layer in info.layers:
+        rule = next((r for r in recipe.rules if r.matches(layer)), Rule(match=layer.name))
+        assigned.append(Assignment(layer, rule.weights, rule.activations))
+    _check_groups(recipe.name, assigned)
+    return tuple(assigned)
+
+
+def _nothing_matched(recipe: str, pattern: str, layers: Iterable[LayerInfo]) -> str:
+    names = sorted({layer.op for layer in layers}) + [layer.name for layer in layers]
+    near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.3) or names[:3]
+    return f"recipe {recipe!r}: the rule {pattern!r} matches no layer and no operator; near names: {', '.join(near)}"
+
+
+def _check_groups(recipe: str, assigned: Iterable[Assignment]) -> None:
+    bad = []
+    for a in assigned:
+        if a.weights is None or a.weights.group_size is None:
+            continue
+        for weight in a.layer.weights:
+            if weight.shape[weight.group_axis] % a.weights.group_size:
+                bad.append(f"{a.layer.name} ({weight.shape[weight.group_axis]})")
+    if bad:
+        raise InputError(
+            f"recipe {recipe!r}: the group size does not divide the summed axis of {len(bad)} layers: "
+            f"{', '.join(bad)}; use a size that divides them, or keep them in float with --exclude"
+        )
+
+
+INT8_CHANNEL = Scheme("int8", per="channel")
+INT8_CHANNEL_MSE = Scheme("int8", per="channel", range="mse")
+
+
+def _w8a8(name: str, kind: RangeKind, description: str) -> Recipe:
+    activations = Scheme("uint8", symmetric=False, range=kind)
+    rules = (Rule("Gather", INT8_CHANNEL), Rule("*", INT8_CHANNEL, activations))
+    return Recipe(name, rules, description, smooth=True, correct_bias=kind != "minmax")
+
+
+def _w4(group_size: int) -> Recipe:
+    int4 = Scheme("int4", per="group", group_size=group_size, range="mse")
+    rules = (Rule("MatMul", int4), Rule("Gemm", int4), Rule("*", INT8_CHANNEL))
+    text = f"weights of linear layers in 4 bits, groups of {group_size}; the rest in 8; no data needed"
+    return Recipe(f"w4_g{group_size}", rules, text)
+
+
+PRESETS: dict[str, Recipe] = {
+    recipe.name: recipe
+    for recipe in (
+        Recipe("fp16", (Rule("*", Scheme("fp16")),), "weights stored in 16-bit IEEE floats; half the file"),
+        Recipe("bf16", (Rule("*", Scheme("bf16")),), "weights stored in bfloat16; half the file, range of fp32"),
+        Recipe("w8", (Rule("*", INT8_CHANNEL),), "weights in 8 bits per channel; a quarter of the file; no data"),
+        _w4(32),
+        _w4(128),
+        Recipe(
+            "w8a8_dynamic",
+            (
+                Rule("MatMul", INT8_CHANNEL, Scheme("uint8", symmetric=False, dynamic=True)),
+                Rule("Gemm", INT8_CHANNEL, Scheme("uint8", symmetric=False, dynamic=True)),
+                Rule("*", INT8_CHANNEL),
+            ),
+            "int8 linear layers, activations quantized as they come; no data needed",
+        ),
+        _w8a8("w8a8", "mse", "int8 weights and activations, ranges of least squared error; needs data; fastest"),
+        _w8a8("w8a8_minmax", "minmax", "the same with the observed minimum and maximum"),
+        _w8a8("w8a8_percentile", "percentile", "the same with ranges that cut the outermost 0.01 %"),
+        _w8a8("w8a8_entropy", "entropy", "the same with ranges of least information lost (KL)"),
+    )
+}
+
+
+class _SchemeFile(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    qtype: str
+    per: Per = "tensor"
+    group_size: int | None = Field(default=None, gt=0)
+    symmetric: bool = True
+    range: RangeKind = "minmax"
+    dynamic: bool = False
+
+
+class _RuleFile(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    match: str
+    weights: _SchemeFile | None = None
+    activations: _SchemeFile | None = None
+
+
+class _RecipeFile(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+    description: str = ""
+    smooth: bool = False
+    correct_bias: bool = False
+    engine: str | None = None
+    precision: str | None = None
+    seed: int | None = None
+    rules: list[_RuleFile] = Field(min_length=1)
+
+
+@dataclass(frozen=True)
+class ResolvedRecipe:
+    """A recipe with the engine, precision and seed it was resolved for; None where the file leaves it open."""
+
+    recipe: Recipe
+    engine: str | None = None
+    precision: str | None = None
+    seed: int | None = None
+
+
+WEIGHT_QTYPES = ("int8", "int4", "fp16", "bf16")
+ACTIVATION_QTYPES = ("uint8",)
+
+
+def read_recipe(name_or_path: str) -> ResolvedRecipe:
+    """A preset by name, or a recipe from a TOML file.
+
+    Raises:
+        InputError: no preset of that name and no such file; TOML that does not parse; unknown keys or formats.
+    """
+    if name_or_path in PRESETS:
+        return ResolvedRecipe(PRESETS[name_or_path])
+    path = Path(name_or_path)
+    if path.suffix != ".toml":
+        raise InputError(
+            f"recipe {name_or_path!r}: not a preset and not a .toml file; presets: auto, {', '.join(PRESETS)}"
+        )
+    import tomllib
+
+    try:
+        text = path.read_text(encoding="utf-8")
+        parsed = _RecipeFile.model_validate(tomllib.loads(text))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"recipe {path}: cannot be read: {error}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"recipe {path}: not valid TOML: {error}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise InputError(f"recipe {path}: {where}: {first['msg']} (got {first['input']!r})") from error
+    rules = tuple(
+        Rule(
+            rule.match,
+            _scheme(path, rule.match, rule.weights, WEIGHT_QTYPES),
+            _scheme(path, rule.match, rule.activations, ACTIVATION_QTYPES),
+        )
+        for rule in parsed.rules
+    )
+    recipe = Recipe(parsed.name, rules, parsed.description, parsed.smooth, parsed.correct_bias)
+    return ResolvedRecipe(recipe, parsed.engine, parsed.precision, parsed.seed)
+
+
+def _scheme(path: Path, match: str, parsed: _SchemeFile | None, allowed: tuple[str, ...]) -> Scheme | None:
+    if parsed is None:
+        return None
+    if parsed.qtype not in allowed:
+        raise InputError(
+            f"recipe {path}: rule {match!r}: unknown format {parsed.qtype!r}; allowed here: {', '.join(allowed)}"
+        )
+    try:
+        return Scheme(**parsed.model_dump())
+    except InputError as error:
+        raise InputError(f"recipe {path}: rule {match!r}: {error}") from error
+
+
+def write_recipe(resolved: ResolvedRecipe) -> str:
+    """The recipe as TOML that :func:`read_recipe` reads back to the same record."""
+    import tomlkit
+
+    recipe = resolved.recipe
+    document = tomlkit.document()
+    document["name"] = recipe.name
+    document["description"] = recipe.description
+    for key, value in (("engine", resolved.engine), ("precision", resolved.precision), ("seed", resolved.seed)):
+        if value is not None:
+            document[key] = value
+    document["smooth"] = recipe.smooth
+    document["correct_bias"] = recipe.correct_bias
+    rules = tomlkit.aot()
+    for rule in recipe.rules:
+        table = tomlkit.table()
+        table["match"] = rule.match
+        for key, scheme in (("weights", rule.weights), ("activations", rule.activations)):
+            if scheme is not None:
+                table[key] = _inline(scheme)
+        rules.append(table)
+    document["rules"] = rules
+    return tomlkit.dumps(document)
+
+
+def _inline(scheme: Scheme) -> Any:
+    import tomlkit
+
+    table = tomlkit.inline_table()
+    for key, value in vars(scheme).items():
+        if value is not None:
+            table[key] = value
+    return table
