@@ -1,0 +1,149 @@
+"""The engines that run a written file: what they promise, which are here, and the settings of a run.
+
+An engine is used in three steps: ``get(name)`` finds it, ``compile`` turns a file into a `Session`, ``run``
+maps named arrays to named arrays. The libraries themselves are imported only when an engine is used.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, cast
+
+import numpy as np
+
+from fewbits.engines.cpu import Cpu
+from fewbits.errors import EngineError, InputError
+
+PRECISIONS = ("f32", "bf16", "f16")
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+_MODULES = {
+    "onnxruntime": "fewbits.engines.onnxruntime_engine",
+    "openvino": "fewbits.engines.openvino_engine",
+}
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """How a file is run: everything that a latency depends on besides the file and the machine.
+
+    engine: a name that `get` knows. precision: what the engine computes in where the file leaves it open
+    ("f32", "bf16" or "f16"); integer layers are not touched by it. threads: of one inference, at least 1.
+    """
+
+    engine: str
+    precision: str
+    threads: int
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise InputError(f"precision is {self.precision!r}; allowed are {', '.join(PRECISIONS)}")
+        if self.threads < 1:
+            raise InputError(f"threads is {self.threads}; give 1 or more")
+
+    def snippet(self, path: str | Path, static_shapes: Shapes | None = None) -> str:
+        """Python lines that run ``path`` in the plain runtime, without fewbits, under these settings.
+
+        The lines expect ``feeds``, a dict from input name to array, and leave ``outputs``.
+        ``static_shapes`` as in `Engine.compile`.
+        """
+        return get(self.engine).snippet(path, self, static_shapes)
+
+
+class Session(Protocol):
+    """A compiled file. Not safe for calls from several threads at once."""
+
+    input_names: tuple[str, ...]
+    output_names: tuple[str, ...]
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Map every input, by the file's name and with its dtype, to the outputs in the file's order.
+
+        Raises InputError where names or dtypes are not the model's, EngineError where the engine fails.
+        """
+        ...
+
+
+class Engine(Protocol):
+    """One runtime."""
+
+    name: str
+    version: str
+
+    def precisions(self, cpu: Cpu) -> tuple[str, ...]:
+        """The compute precisions worth offering on ``cpu``, "f32" first."""
+        ...
+
+    def compile(
+        self, path: str | Path, settings: EngineSettings, static_shapes: Shapes | None = None
+    ) -> Session:
+        """Load and optimise a file. ``static_shapes`` fixes inputs by name; None keeps dynamic shapes.
+
+        Raises InputError for a missing file, EngineError where the engine refuses file or settings.
+        """
+        ...
+
+    def snippet(self, path: str | Path, settings: EngineSettings, static_shapes: Shapes | None = None) -> str:
+        """See `EngineSettings.snippet`."""
+        ...
+
+
+def available() -> dict[str, Engine]:
+    """The installed engines by name; asking imports none of their libraries."""
+    found: dict[str, Engine] = {}
+    for name, module in _MODULES.items():
+        if importlib.util.find_spec(name) is not None:
+            found[name] = cast(Engine, importlib.import_module(module).ENGINE)
+    return found
+
+
+def get(name: str) -> Engine:
+    """The engine called ``name``; InputError lists what is installed where it is not."""
+    engines = available()
+    if name in engines:
+        return engines[name]
+    here = ", ".join(engines) or "none"
+    if name in _MODULES:
+        raise InputError(f"engine {name!r} is not installed (installed: {here}); run: pip install {name}")
+    raise InputError(f"engine {name!r} is unknown; installed: {here}")
+
+
+def check_feeds(feeds: Mapping[str, np.ndarray], expected: Mapping[str, np.dtype | None], path: Path) -> None:
+    """Refuse feeds whose names or dtypes are not the model's; engines may run such feeds silently.
+
+    ``expected`` maps each input to its dtype, or to None where NumPy has no word for it.
+    """
+    if feeds.keys() != expected.keys():
+        raise InputError(
+            f"{path} has the inputs {', '.join(expected)}; received {', '.join(feeds) or 'none'}"
+        )
+    for name, dtype in expected.items():
+        if dtype is not None and feeds[name].dtype != dtype:
+            raise InputError(f"{path}: input {name!r} takes {dtype}, received {feeds[name].dtype}")
+
+
+def existing_file(path: str | Path) -> Path:
+    """``path`` as a Path; InputError where no such file is."""
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"no such file: {path}")
+    return path
+
+
+def engine_error(engine: str, task: str, path: Path, cause: BaseException) -> EngineError:
+    """The one-line error for ``engine`` failing at ``task`` ("read", "compile", "run") on ``path``."""
+    return EngineError(f"{engine} cannot {task} {path}: {_one_line(str(cause)) or type(cause).__name__}")
+
+
+def _one_line(message: str, limit: int = 300) -> str:
+    """The lines of an engine's message that say something, as one line."""
+    lines = (line.strip() for line in message.splitlines())
+    # OpenVINO leads with places in its own source: "Exception from file:line", "Check 'x' failed at file:line".
+    said = " ".join(line for line in lines if line and not line.startswith(("Exception from ", "Check '")))
+    said = said or " ".join(message.split())
+    return said if len(said) <= limit else said[: limit - 3] + "..."

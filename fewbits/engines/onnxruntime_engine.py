@@ -1,0 +1,97 @@
+"""ONNX Runtime on the CPU."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fewbits.engines.cpu import Cpu
+from fewbits.engines.engine import EngineSettings, Shapes, check_feeds, engine_error, existing_file
+from fewbits.errors import EngineError
+
+# Tensor types whose NumPy dtype is not spelled like the type; the rest ("int64", "uint8") are.
+_DTYPES = {"float": "float32", "double": "float64"}
+
+
+class OnnxRuntimeEngine:
+    """Runs `.onnx` files; computes in what the file says, so its only precision is f32."""
+
+    name = "onnxruntime"
+
+    @property
+    def version(self) -> str:
+        """The installed version."""
+        return importlib.metadata.version("onnxruntime")
+
+    def precisions(self, cpu: Cpu) -> tuple[str, ...]:
+        """f32 only: its CPU kernels have no bf16 matrix product, and float16 gains nothing there."""
+        return ("f32",)
+
+    def compile(
+        self, path: str | Path, settings: EngineSettings, static_shapes: Shapes | None = None
+    ) -> OnnxRuntimeSession:
+        """See `Engine.compile`."""
+        path = existing_file(path)
+        if settings.precision != "f32":
+            raise EngineError(
+                f"onnxruntime has no precision {settings.precision!r} on CPUs (asked for {path}); use f32"
+            )
+        import onnxruntime as ort
+
+        ort.disable_telemetry_events()
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = settings.threads
+        options.log_severity_level = 3  # errors only
+        try:
+            session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:
+            raise engine_error(self.name, "compile", path, error) from error
+        return OnnxRuntimeSession(session, path)
+
+    def snippet(self, path: str | Path, settings: EngineSettings, static_shapes: Shapes | None = None) -> str:
+        """See `EngineSettings.snippet`."""
+        return "\n".join(
+            (
+                "import onnxruntime as ort",
+                "options = ort.SessionOptions()",
+                f"options.intra_op_num_threads = {settings.threads}",
+                f"session = ort.InferenceSession({str(path)!r}, options, providers=['CPUExecutionProvider'])",
+                "outputs = session.run(None, feeds)",
+            )
+        )
+
+
+class OnnxRuntimeSession:
+    """See `Session`."""
+
+    def __init__(self, session: Any, path: Path) -> None:
+        self._session = session
+        self._path = path
+        self._expected = {node.name: _dtype(node.type) for node in session.get_inputs()}
+        self.input_names = tuple(self._expected)
+        self.output_names = tuple(node.name for node in session.get_outputs())
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """See `Session.run`."""
+        check_feeds(feeds, self._expected, self._path)
+        try:
+            values = self._session.run(None, feeds)
+        except Exception as error:
+            raise engine_error("onnxruntime", "run", self._path, error) from error
+        return dict(zip(self.output_names, values, strict=True))
+
+
+def _dtype(kind: str) -> np.dtype | None:
+    """The NumPy dtype of ONNX Runtime's "tensor(int64)" and the like, None where there is none."""
+    name = kind.removeprefix("tensor(").removesuffix(")")
+    try:
+        return np.dtype(_DTYPES.get(name, name))
+    except TypeError:
+        return None
+
+
+ENGINE = OnnxRuntimeEngine()
