@@ -1,0 +1,131 @@
+"""Codes to bytes and back.
+
+The layout is one little-endian stream of bits: element i of the flattened (row-major) tensor occupies bits
+``i * bits`` to ``(i + 1) * bits - 1``, where bit j of the stream is bit ``j % 8`` of byte ``j // 8``. So the
+first of two 4-bit codes is the low nibble, as in ONNX, and a 16-bit code is two bytes, low byte first.
+Negative codes are written in two's complement; a binary -1 is the bit 0, +1 the bit 1. The last byte is
+filled with zero bits.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fewbits.errors import InputError
+from fewbits.numerics.layout import block_size
+from fewbits.numerics.qtype import QType, find
+
+
+def packed_size(count: int, bits: int) -> int:
+    """Bytes that ``count`` codes of ``bits`` bits take."""
+    return (count * bits + 7) // 8
+
+
+def pack(codes: Tensor, qtype: str | QType) -> Tensor:
+    """Pack unpacked integer codes of any shape into a 1-D uint8 tensor on the same device.
+
+    Codes are taken as they are: their range is a QTensor's invariant, not checked again here.
+    """
+    row = find(qtype)
+    flat = codes.reshape(-1)
+    out = torch.empty(packed_size(flat.numel(), row.bits), dtype=torch.uint8, device=codes.device)
+    size = block_size(codes)
+    step = size * row.bits // 8
+    for number, block in enumerate(flat.split(size)):
+        target = out[number * step : (number + 1) * step]
+        target.copy_(_pack_block(block, row))
+    return out
+
+
+def unpack(packed: Tensor, qtype: str | QType, shape: tuple[int, ...]) -> Tensor:
+    """Unpack what ``pack`` wrote into codes of the given shape, in the row's code dtype.
+
+    Raises InputError when ``packed`` is not a 1-D uint8 tensor of exactly the bytes the shape needs.
+    """
+    row = find(qtype)
+    count = torch.Size(shape).numel()
+    needed = packed_size(count, row.bits)
+    if packed.dtype != torch.uint8 or packed.dim() != 1 or packed.numel() != needed:
+        raise InputError(
+            f"{count} {row.name} codes are {needed} bytes in a 1-D uint8 tensor, "
+            f"got {tuple(packed.shape)} {packed.dtype}"
+        )
+    out = torch.empty(count, dtype=row.code_dtype, device=packed.device)
+    size = block_size(packed)
+    for number, block in enumerate(packed.split(size * row.bits // 8)):
+        target = out[number * size : (number + 1) * size]
+        target.copy_(_unpack_block(block, row, target.numel()))
+    return out.reshape(shape)
+
+
+def _pack_block(codes: Tensor, row: QType) -> Tensor:
+    if row.bits == 16:
+        return codes.contiguous().view(torch.uint8)
+    if row.kind == "binary":
+        codes = codes > 0
+    fields = codes.to(torch.uint8)
+    if row.bits == 8:
+        return fields
+    if row.signed and row.kind != "binary":
+        fields &= (1 << row.bits) - 1
+    if 8 % row.bits == 0:
+        return _pack_within_bytes(fields, row.bits)
+    return _pack_across_bytes(fields, row.bits)
+
+
+def _unpack_block(packed: Tensor, row: QType, count: int) -> Tensor:
+    if row.bits == 16:
+        return packed.contiguous().view(row.code_dtype)
+    if row.bits == 8:
+        return packed.view(row.code_dtype)
+    unpack_fields = _unpack_within_bytes if 8 % row.bits == 0 else _unpack_across_bytes
+    fields = unpack_fields(packed, row.bits)[:count]
+    if row.kind == "binary":
+        return fields.to(torch.int8).mul_(2).sub_(1)
+    if not row.signed:
+        return fields
+    # Shifting the field to the top of the byte and back repeats its sign bit.
+    shift = 8 - row.bits
+    return (fields << shift).view(torch.int8) >> shift
+
+
+def _pad(flat: Tensor, multiple: int) -> Tensor:
+    missing = -flat.numel() % multiple
+    return torch.nn.functional.pad(flat, (0, missing)) if missing else flat
+
+
+def _pack_within_bytes(fields: Tensor, bits: int) -> Tensor:
+    """1, 2 and 4 bits: whole codes per byte, folded in halves inside 64-bit words."""
+    per_byte = 8 // bits
+    columns = _pad(fields, per_byte).view(-1, per_byte)
+    out = columns[:, 0].clone()
+    for place in range(1, per_byte):
+        out |= columns[:, place] << (place * bits)
+    return out
+
+
+def _unpack_within_bytes(packed: Tensor, bits: int) -> Tensor:
+    mask = (1 << bits) - 1
+    return torch.stack([(packed >> shift) & mask for shift in range(0, 8, bits)], dim=1).view(-1)
+
+
+def _pack_across_bytes(fields: Tensor, bits: int) -> Tensor:
+    """3, 5, 6 and 7 bits: eight codes make one 64-bit word, of which the low ``bits`` bytes are kept."""
+    size = packed_size(fields.numel(), bits)
+    columns = _pad(fields, 8).view(-1, 8)
+    words = columns[:, 0].to(torch.int64)
+    for place in range(1, 8):
+        words |= columns[:, place].to(torch.int64) << (place * bits)
+    kept = torch.stack([(words >> shift) & 255 for shift in range(0, 8 * bits, 8)], dim=1)
+    return kept.to(torch.uint8).view(-1)[:size]
+
+
+def _unpack_across_bytes(packed: Tensor, bits: int) -> Tensor:
+    columns = _pad(packed, bits).view(-1, bits)
+    words = columns[:, 0].to(torch.int64)
+    for place in range(1, bits):
+        words |= columns[:, place].to(torch.int64) << (place * 8)
+    mask = (1 << bits) - 1
+    fields = torch.stack([(words >> shift) & mask for shift in range(0, 8 * bits, bits)], dim=1)
+    return fields.to(torch.uint8).view(-1)

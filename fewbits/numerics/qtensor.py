@@ -1,0 +1,154 @@
+"""QTensor: a quantized tensor as one record."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fewbits.errors import InputError
+from fewbits.numerics.checks import called
+from fewbits.numerics.layout import Layout, block_size, layout_of
+from fewbits.numerics.packing import pack, packed_size
+from fewbits.numerics.qtype import QType, find
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizationError:
+    """How far a QTensor is from the tensor it came from.
+
+    ``mean`` and ``max`` are of the absolute error, ``mse`` of its square; ``sqnr_db`` is
+    10 log10(sum x^2 / sum (x - q)^2), infinite where nothing was lost.
+    """
+
+    mean: float
+    max: float
+    mse: float
+    sqnr_db: float
+
+
+@dataclass(frozen=True, eq=False)
+class QTensor:
+    """Codes and what is needed to read them.
+
+    Invariants, checked on construction:
+
+    - ``codes`` has the shape of the tensor and ``qtype.code_dtype``; every code is within
+      ``qtype.qmin..qmax`` (binary: -1 or +1; codebook: below the number of entries).
+    - ``scale`` (float32, always the step) and ``zero_point`` (int32) have the parameter shape of the layout:
+      ``()``, ``(channels,)``, ``(groups,)`` or ``(channels, groups)``, whatever the channel axis is.
+      A channel is one index of ``channel_axis``, its other axes flattened in order; groups are neighbours
+      within a channel.
+    - ``scale`` is finite and positive. It is None only for a plain cast and a learned codebook.
+    - ``free_zero_point`` (float32, in code units) takes the place of ``zero_point`` for grids whose zero need
+      not be a code.
+    - ``codebook`` (float32) has the parameter shape plus one axis of entries.
+    - ``tensor_scale`` (float32, shape ``()``) is set for a two-level format (nvfp4): ``scale`` is a number
+      of ``qtype.scale_type`` times it.
+    """
+
+    codes: Tensor
+    qtype: QType
+    scale: Tensor | None = None
+    zero_point: Tensor | None = None
+    free_zero_point: Tensor | None = None
+    codebook: Tensor | None = None
+    tensor_scale: Tensor | None = None
+    channel_axis: int | None = None
+    group_size: int | None = None
+    name: str | None = None
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+    @property
+    def shape(self) -> torch.Size:
+        """The shape of the tensor."""
+        return self.codes.shape
+
+    @property
+    def layout(self) -> Layout:
+        """How the tensor is cut into channels and groups."""
+        return layout_of(tuple(self.codes.shape), self.channel_axis, self.group_size, called(self.name))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the packed codes and their parameters.
+
+        Scales count in their scale type and zero points in the width of a code; a zero point that is the
+        same everywhere because the row is symmetric counts as well, since a file has to hold it.
+        """
+        size = packed_size(self.codes.numel(), self.qtype.bits)
+        if self.scale is not None:
+            width = 32 if self.qtype.scale_type is None else find(self.qtype.scale_type).bits
+            size += packed_size(self.scale.numel(), width)
+        if self.zero_point is not None:
+            size += packed_size(self.zero_point.numel(), self.qtype.bits)
+        for parameter in (self.free_zero_point, self.codebook, self.tensor_scale):
+            size += 0 if parameter is None else 4 * parameter.numel()
+        return size
+
+    def packed(self) -> Tensor:
+        """The codes as bytes, a 1-D uint8 tensor; see ``packing`` for the order."""
+        return pack(self.codes, self.qtype)
+
+    def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """The tensor the codes stand for, computed in float32 and given in ``dtype``."""
+        layout = self.layout
+        out = layout.empty_rows(dtype, self.codes.device)
+        codes = layout.split(self.codes)
+        for block in layout.blocks(block_size(self.codes)):
+            out[block] = self._values(codes[block], block[:2], layout)
+        return layout.join(out)
+
+    def error(self, x: Tensor) -> QuantizationError:
+        """Compare with the tensor this came from; raises InputError when the shapes differ."""
+        if x.shape != self.shape:
+            raise InputError(
+                f"{called(self.name)} has shape {tuple(self.shape)}; compared with {tuple(x.shape)}"
+            )
+        layout = self.layout
+        codes, rows = layout.split(self.codes), layout.split(x.detach())
+        total = torch.zeros(3, dtype=torch.float64, device=x.device)
+        largest = torch.zeros((), device=x.device)
+        for block in layout.blocks(block_size(x)):
+            reference = rows[block].float()
+            difference = self._values(codes[block], block[:2], layout).sub_(reference).abs_()
+            largest = torch.maximum(largest, difference.amax())
+            total[0] += difference.sum(dtype=torch.float64)
+            total[1] += difference.double().square_().sum()
+            total[2] += reference.double().square_().sum()
+        absolute, noise, signal = total.tolist()
+        sqnr = float("inf") if noise == 0 else 10 * float(torch.log10(torch.tensor(signal / noise)))
+        count = x.numel()
+        return QuantizationError(absolute / count, float(largest), noise / count, sqnr)
+
+    def _values(self, codes: Tensor, rows: tuple[slice, slice], layout: Layout) -> Tensor:
+        """The float32 values of a block of codes."""
+        values = codes.float()
+        zero = self.zero_point if self.free_zero_point is None else self.free_zero_point
+        if zero is not None:
+            values -= layout.spread(zero)[rows]
+        if self.scale is not None:
+            values *= layout.spread(self.scale)[rows]
+        return values
+
+
+def _check(q: QTensor) -> None:
+    name = called(q.name)
+    if q.codes.dtype != q.qtype.code_dtype:
+        raise InputError(f"{name}: {q.qtype.name} codes are {q.qtype.code_dtype}, got {q.codes.dtype}")
+    expected = q.layout.parameter_shape
+    parameters = {"scale": q.scale, "zero_point": q.zero_point, "free_zero_point": q.free_zero_point}
+    for word, parameter in parameters.items():
+        if parameter is not None and tuple(parameter.shape) != expected:
+            raise InputError(
+                f"{name}: {word} has shape {tuple(parameter.shape)}, the layout needs {expected}"
+            )
+    if q.scale is not None and not bool((torch.isfinite(q.scale) & (q.scale > 0)).all()):
+        raise InputError(f"{name}: every scale is finite and positive, got {_first_bad(q.scale)}")
+
+
+def _first_bad(scale: Tensor) -> float:
+    return float(scale[~(torch.isfinite(scale) & (scale > 0))].reshape(-1)[0])
