@@ -46,10 +46,13 @@ _WINDOWS = {"avx2": 40, "asimd": 19, "asimddp": 43}
 class Cpu:
     """A CPU as a process may use it.
 
-    name: the maker's model name. physical_cores, logical_cores: usable by this process, after CPU affinity and
-    cgroup limits, at least 1. isa: instruction sets that matter here, in a fixed order; x86: avx2, fma, avx512,
-    vnni (8-bit dot products, in AVX-512 or AVX form), avx512_bf16, avx512_fp16, amx_int8, amx_bf16, amx_fp16;
-    Arm: neon, fp16, dotprod, i8mm, bf16, sve.
+    Attributes:
+        name: the maker's model name.
+        physical_cores: usable by this process, after CPU affinity and cgroup limits; at least 1.
+        logical_cores: likewise, counting each hardware thread.
+        isa: instruction sets that matter here, in a fixed order. x86: avx2, fma, avx512, vnni (8-bit dot
+            products, in AVX-512 or AVX form), avx512_bf16, avx512_fp16, amx_int8, amx_bf16, amx_fp16;
+            Arm: neon, fp16, dotprod, i8mm, bf16, sve.
     """
 
     name: str
@@ -98,7 +101,7 @@ class Cpu:
 
 
 def cpu() -> Cpu:
-    """The CPU this process runs on. Linux is read from /proc and /sys, macOS from sysctl, Windows from its API."""
+    """The CPU this process runs on: from /proc and /sys on Linux, sysctl on macOS, an API call on Windows."""
     readers: dict[str, Callable[[], Cpu]] = {"Linux": _linux, "Darwin": _macos, "Windows": _windows}
     return readers.get(platform.system(), _unknown)()
 
@@ -124,8 +127,8 @@ def parse_cpuinfo(text: str) -> tuple[str, tuple[str, ...]]:
 def cgroup_cores(cgroup: str, root: Path) -> float | None:
     """The CPU limit in cores that cgroups set, None where they set none.
 
-    cgroup: text of /proc/self/cgroup. root: where the cgroup file system is mounted. The tightest limit of the
-    process's own group and the groups above counts, in both versions of cgroups.
+    ``cgroup`` is the text of /proc/self/cgroup, ``root`` where the cgroup file system is mounted. The
+    tightest limit of the process's own group and the groups above it counts, in both versions of cgroups.
     """
     limits: list[float] = []
     for line in cgroup.splitlines():

@@ -79,6 +79,10 @@ class Engine(Protocol):
         """The compute precisions worth offering on ``cpu``, "f32" first."""
         ...
 
+    def prepare(self) -> None:
+        """Import the runtime now, so that the first `compile` is not charged for it."""
+        ...
+
     def compile(
         self, path: str | Path, settings: EngineSettings, static_shapes: Shapes | None = None
     ) -> Session:
@@ -143,7 +147,7 @@ def engine_error(engine: str, task: str, path: Path, cause: BaseException) -> En
 def _one_line(message: str, limit: int = 300) -> str:
     """The lines of an engine's message that say something, as one line."""
     lines = (line.strip() for line in message.splitlines())
-    # OpenVINO leads with places in its own source: "Exception from file:line", "Check 'x' failed at file:line".
+    # OpenVINO leads with places in its own source: "Exception from file:1", "Check 'x' failed at file:1".
     said = " ".join(line for line in lines if line and not line.startswith(("Exception from ", "Check '")))
     said = said or " ".join(message.split())
     return said if len(said) <= limit else said[: limit - 3] + "..."

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -31,6 +33,10 @@ class OnnxRuntimeEngine:
         """f32 only: its CPU kernels have no bf16 matrix product, and float16 gains nothing there."""
         return ("f32",)
 
+    def prepare(self) -> None:
+        """See `Engine.prepare`."""
+        library()
+
     def compile(
         self, path: str | Path, settings: EngineSettings, static_shapes: Shapes | None = None
     ) -> OnnxRuntimeSession:
@@ -40,9 +46,7 @@ class OnnxRuntimeEngine:
             raise EngineError(
                 f"onnxruntime has no precision {settings.precision!r} on CPUs (asked for {path}); use f32"
             )
-        import onnxruntime as ort
-
-        ort.disable_telemetry_events()
+        ort = library()
         options = ort.SessionOptions()
         options.intra_op_num_threads = settings.threads
         options.log_severity_level = 3  # errors only
@@ -83,6 +87,18 @@ class OnnxRuntimeSession:
         except Exception as error:
             raise engine_error("onnxruntime", "run", self._path, error) from error
         return dict(zip(self.output_names, values, strict=True))
+
+
+def library() -> ModuleType:
+    """The onnxruntime module, imported so that it neither reports home nor keeps an id and a database there.
+
+    It starts a reporting thread when it is imported, unless this variable is set; the thread would also
+    disturb what is measured. A value that the user has set stays.
+    """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    import onnxruntime
+
+    return onnxruntime
 
 
 def _dtype(kind: str) -> np.dtype | None:

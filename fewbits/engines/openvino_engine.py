@@ -25,7 +25,7 @@ _PRECISIONS = {
 
 
 class OpenVinoEngine:
-    """Runs `.onnx`, OpenVINO IR (`.xml`) and `.tflite` files; computes in f32 or, on CPUs that have it, bf16."""
+    """Runs `.onnx`, OpenVINO IR (`.xml`) and `.tflite` files, in f32 or in a 16-bit float the CPU has."""
 
     name = "openvino"
 
@@ -36,19 +36,23 @@ class OpenVinoEngine:
 
     def precisions(self, cpu: Cpu) -> tuple[str, ...]:
         """f32, and each 16-bit float that both ``cpu`` and the engine's CPU plugin have."""
-        capabilities = set(_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+        capabilities = set(library().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
         return tuple(
             name
             for name, (_, capability, isa) in _PRECISIONS.items()
             if name == "f32" or (capability in capabilities and isa.intersection(cpu.isa))
         )
 
+    def prepare(self) -> None:
+        """See `Engine.prepare`; loads the CPU plugin as well."""
+        library().Core().get_versions("CPU")
+
     def compile(
         self, path: str | Path, settings: EngineSettings, static_shapes: Shapes | None = None
     ) -> OpenVinoSession:
         """See `Engine.compile`."""
         path = existing_file(path)
-        core = _openvino().Core()
+        core = library().Core()
         try:
             model = core.read_model(path)
         except Exception as error:
@@ -121,7 +125,8 @@ def _result_name(output: Any) -> str:
     return stem if stem in output.get_names() else output.get_any_name()
 
 
-def _openvino() -> ModuleType:
+def library() -> ModuleType:
+    """The openvino module, imported so that it neither reports home nor keeps an id there."""
     with _without("openvino_telemetry"):
         import openvino
     return openvino
