@@ -145,10 +145,10 @@ def measure_latency(
     """Measure ``contestants`` side by side on one set of feeds; the results are in their order.
 
     Files are compiled for exactly the shapes of ``feeds`` (input name to array). Each of ``rounds`` rounds
-    gives each contestant ``block_seconds`` of runs, at least one. Contestants with the same bytes and settings
-    are measured once. One that fails, crashes, or takes longer than ``timeout_s`` over loading or over a block
-    carries its error and leaves the measurement; the others go on. However this ends, no worker is left
-    running. InputError where names repeat or ``rounds`` is below 1.
+    gives each contestant ``block_seconds`` of runs, at least one. Contestants with the same bytes and
+    settings are measured once. One that fails, crashes, or takes longer than ``timeout_s`` over loading or
+    over a block carries its error and leaves the measurement; the others go on. However this ends, no worker
+    is left running. InputError where names repeat or ``rounds`` is below 1.
     """
     names = [contestant.name for contestant in contestants]
     repeated = sorted({name for name in names if names.count(name) > 1})

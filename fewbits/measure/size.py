@@ -37,7 +37,7 @@ def artifact_files(path: str | Path) -> tuple[Path, ...]:
 def _external_locations(path: Path) -> tuple[str, ...]:
     """The distinct external files that the tensors of an ONNX file name, relative to its folder."""
     import onnx
-    from google.protobuf.message import DecodeError
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
     try:
         model = onnx.load(str(path), load_external_data=False)
@@ -55,12 +55,10 @@ def _external_locations(path: Path) -> tuple[str, ...]:
 
 def _tensors(message: Any) -> Iterator[Any]:
     """Every TensorProto inside a protobuf message: initializers, attributes, subgraphs, functions."""
-    from google.protobuf.message import Message  # type: ignore[import-untyped]
-
     for field, value in message.ListFields():
         if field.message_type is None:
             continue
-        for item in (value,) if isinstance(value, Message) else value:
+        for item in (value,) if hasattr(value, "ListFields") else value:
             if field.message_type.name == "TensorProto":
                 yield item
             else:

@@ -84,7 +84,7 @@ def wait_until_idle() -> None:
             return
         if time.perf_counter() > deadline:
             raise RuntimeError(
-                f"{share:.0%} of a core is busy {IDLE_LIMIT_S:g} s after its last run and would slow the others"
+                f"{share:.0%} of a core is busy {IDLE_LIMIT_S:g} s after the last run and would slow others"
             )
 
 
