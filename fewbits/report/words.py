@@ -62,6 +62,13 @@ def decibel(value: float | None) -> str:
     return NOTHING if value is None else f"{number(value, 1)} dB"
 
 
+def milliseconds(value: float | None, decimals: int | None = None) -> str:
+    """A latency; three significant digits where no number of decimals is given."""
+    if value is None:
+        return NOTHING
+    return f"{number(value, decimals_for([value]) if decimals is None else decimals)} ms"
+
+
 def seconds(value: float | None) -> str:
     """A duration: "0.84 s", "12.3 s", "2 min 05 s"."""
     if value is None:
@@ -93,6 +100,13 @@ def unit(metric: Metric) -> str:
 def score(value: float | None, metric: Metric) -> str:
     """A score with its unit."""
     return NOTHING if value is None else number(value, score_decimals(metric)) + unit(metric)
+
+
+def drop(value: float | None, metric: Metric) -> str:
+    """A difference of scores; of percentages it is in percentage points, so that no one reads a ratio."""
+    if value is None:
+        return NOTHING
+    return number(value, score_decimals(metric)) + (" pp" if unit(metric) == " %" else unit(metric))
 
 
 def shortened(text: str, limit: int) -> str:

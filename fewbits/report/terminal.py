@@ -1,0 +1,100 @@
+"""The Report in a terminal: one line per candidate, the verdict, and where the page lies."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fewbits.report import words
+from fewbits.report.ranking import Kind, outcome, ranked
+from fewbits.report.record import Candidate, Report
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+_STYLES: dict[Kind, str] = {
+    "chosen": "bold green",
+    "best": "bold yellow",
+    "met": "",
+    "unknown": "dim",
+    "failed": "dim",
+    "error": "dim red",
+}
+_NARROW = 100
+"""Below so many columns the engine and the ratio of sizes are left to the page."""
+
+
+def table(report: Report, width: int = 120) -> Table:
+    """The candidates, best first, one line each; reasons that do not fit in `width` end in an ellipsis."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    narrow = width < _NARROW
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), header_style="bold", width=width)
+    made.add_column("candidate", no_wrap=True)
+    if not narrow:
+        made.add_column("engine", no_wrap=True)
+    for head in ("size", "median", "speedup", "score", "drop") if narrow else _NUMBERS:
+        made.add_column(head, justify="right", no_wrap=True)
+    made.add_column("outcome", no_wrap=True, overflow="ellipsis", ratio=1)
+    decimals = words.decimals_for(one.latency_ms.p50 for one in report.candidates)
+    for one in ranked(report):
+        what = outcome(report, one)
+        reasons = " ".join("; ".join(what.reasons).split())
+        size = (words.size(one.size_bytes),)
+        cells = (
+            (words.shortened(one.name, 20 if narrow else 28),),
+            () if narrow else (words.shortened(_engine(one), 20),),
+            size if narrow else (*size, words.share(one.size_ratio)),
+            (
+                words.milliseconds(one.latency_ms.p50, decimals),
+                words.times(one.speedup),
+                words.score(one.metric, report.metric),
+                words.drop(one.drop, report.metric),
+                f"{what.word}: {reasons}" if reasons else what.word,
+            ),
+        )
+        # Names and an engine's own messages may hold brackets: Text, so that none is read as markup.
+        made.add_row(*(Text(cell) for part in cells for cell in part), style=_STYLES[what.kind])
+    return made
+
+
+_NUMBERS = ("size", "of original", "median", "speedup", "score", "drop")
+
+
+def show(report: Report, console: Console, page: str | None = None) -> None:
+    """Print the table, the verdict, and `page`, the path of the written report, to `console`."""
+    from rich.text import Text
+
+    console.print(table(report, console.width))
+    samples = "" if report.metric.samples is None else f", {words.count(report.metric.samples)} samples"
+    against = "" if report.reference is None else f"; speedup against {report.reference}"
+    console.print(Text(f"score: {report.metric.name}{samples}{against}", style="dim"))
+    console.print()
+    console.print(Text(report.verdict, style="bold"))
+    shown = report.shown
+    if shown is not None and report.chosen is None:
+        for why in shown.failed:
+            console.print(Text(f"  fails: {why}", style="yellow"))
+    for note in report.notes:
+        console.print(Text(f"  {note}", style="dim"))
+    if page is not None:
+        console.print(Text(f"Report: {page}"), soft_wrap=True)
+
+
+def text(report: Report, page: str | None = None, width: int | None = None) -> str:
+    """What `show` prints, as plain text without colours; `width` columns, else the terminal's own."""
+    import io
+    import shutil
+
+    from rich.console import Console
+
+    columns = width or shutil.get_terminal_size((120, 24)).columns
+    out = io.StringIO()
+    show(report, Console(file=out, width=columns, color_system=None, force_terminal=False), page)
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines()).strip("\n") + "\n"
+
+
+def _engine(one: Candidate) -> str:
+    return one.engine if one.precision is None else f"{one.engine} {one.precision}"
