@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fewbits.report import words
-from fewbits.report.ranking import Kind, outcome, ranked
+from fewbits.report.ranking import Kind, Outcome, outcome, ranked
 from fewbits.report.record import Candidate, Report
 
 if TYPE_CHECKING:
@@ -20,6 +20,15 @@ _STYLES: dict[Kind, str] = {
     "failed": "dim",
     "error": "dim red",
 }
+_MARKS: dict[Kind, str] = {
+    "chosen": "\N{HEAVY CHECK MARK}",
+    "best": "~",
+    "met": "\N{CHECK MARK}",
+    "unknown": "?",
+    "failed": "\N{BALLOT X}",
+    "error": "!",
+}
+_NUMBERS = ("size", "of original", "median", "speedup", "score", "drop")
 _NARROW = 100
 """Below so many columns the engine and the ratio of sizes are left to the page."""
 
@@ -31,7 +40,7 @@ def table(report: Report, width: int = 120) -> Table:
     from rich.text import Text
 
     narrow = width < _NARROW
-    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), header_style="bold", width=width)
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold", width=width)
     made.add_column("candidate", no_wrap=True)
     if not narrow:
         made.add_column("engine", no_wrap=True)
@@ -41,7 +50,6 @@ def table(report: Report, width: int = 120) -> Table:
     decimals = words.decimals_for(one.latency_ms.p50 for one in report.candidates)
     for one in ranked(report):
         what = outcome(report, one)
-        reasons = " ".join("; ".join(what.reasons).split())
         size = (words.size(one.size_bytes),)
         cells = (
             (words.shortened(one.name, 20 if narrow else 28),),
@@ -52,15 +60,12 @@ def table(report: Report, width: int = 120) -> Table:
                 words.times(one.speedup),
                 words.score(one.metric, report.metric),
                 words.drop(one.drop, report.metric),
-                f"{what.word}: {reasons}" if reasons else what.word,
+                _outcome(what),
             ),
         )
         # Names and an engine's own messages may hold brackets: Text, so that none is read as markup.
         made.add_row(*(Text(cell) for part in cells for cell in part), style=_STYLES[what.kind])
     return made
-
-
-_NUMBERS = ("size", "of original", "median", "speedup", "score", "drop")
 
 
 def show(report: Report, console: Console, page: str | None = None) -> None:
@@ -98,3 +103,11 @@ def text(report: Report, page: str | None = None, width: int | None = None) -> s
 
 def _engine(one: Candidate) -> str:
     return one.engine if one.precision is None else f"{one.engine} {one.precision}"
+
+
+def _outcome(what: Outcome) -> str:
+    """A mark and the reasons, or the word where there are none; what fails or cannot run says why at once."""
+    reasons = " ".join("; ".join(what.reasons).split())
+    if reasons and what.kind in ("failed", "error"):
+        return f"{_MARKS[what.kind]} {reasons}"
+    return f"{_MARKS[what.kind]} {what.word}" + (f": {reasons}" if reasons else "")
