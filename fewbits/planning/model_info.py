@@ -53,6 +53,7 @@ class LayerInfo:
 
     Attributes:
         name: unique and readable; the module's path where the exporter recorded one.
+        node: the graph node's own name.
         op: the operator's type in the source format.
         kind: what family it is of; ``matmul`` is a product of two activations.
         weights: its constant tensors (one, or several for a recurrent layer; none for ``matmul``).
@@ -63,6 +64,7 @@ class LayerInfo:
     """
 
     name: str
+    node: str
     op: str
     kind: LayerKind
     weights: tuple[WeightInfo, ...]

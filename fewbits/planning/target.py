@@ -19,6 +19,8 @@ class Target:
         quantize_outputs: a convolution becomes an int8 kernel only where its output is quantized as well.
         residual_inputs: which inputs of a residual Add get Q/DQ: ``all`` of them, only the ``skip`` (the one
             that no convolution feeds directly, whose sum the engine fuses), or ``none``.
+        repeat_after_layout: an operator that only moves values is run on codes where its output is quantized
+            again with its input's range; otherwise the engine moves the quantization through it by itself.
         dynamic_int8: dynamic activations are run by int8 kernels.
         weight_forms: per weight format, the form that this engine runs fastest, or none where it gains nothing.
         saturates: 8-bit products can overflow 16-bit sums (AVX2 without VNNI), so weights use 7 bits.
@@ -30,6 +32,7 @@ class Target:
     static_int8: bool
     quantize_outputs: bool
     residual_inputs: Literal["all", "skip", "none"]
+    repeat_after_layout: bool
     dynamic_int8: bool
     weight_forms: tuple[tuple[str, WeightForm], ...]
     saturates: bool = False

@@ -43,12 +43,6 @@ def find_layers(path: Path, graph: ir.Graph) -> tuple[LayerInfo, ...]:
     return tuple(found)
 
 
-def layer_nodes(graph: ir.Graph, layers: tuple[LayerInfo, ...]) -> dict[str, ir.Node]:
-    """The node of each layer: the one that makes the layer's output."""
-    by_output = {output.name: node for node in graph for output in node.outputs}
-    return {layer.name: by_output[layer.output] for layer in layers}
-
-
 def _layer(node: ir.Node) -> LayerInfo | None:
     if node.domain not in ("", "ai.onnx"):
         return None
@@ -62,6 +56,7 @@ def _layer(node: ir.Node) -> LayerInfo | None:
         return None
     return LayerInfo(
         name=_name(node, weights),
+        node=node.name or "",
         op=node.op_type,
         kind=kind,
         weights=weights,

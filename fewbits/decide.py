@@ -1,0 +1,158 @@
+"""Resolve a recipe into a Plan: every code, scale and zero point, from the weights and what was observed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+
+import numpy as np
+import torch
+
+from fewbits.methods.range_search import search
+from fewbits.methods.smooth_quant import Smoothing, find_smoothing
+from fewbits.numerics import QTensor, find, quantize
+from fewbits.planning.model_info import WeightInfo
+from fewbits.planning.plan import ActivationPlan, BiasPlan, LayerPlan, Placement, Plan, Site, WeightPlan
+from fewbits.planning.recipe import Assignment, Recipe
+from fewbits.planning.scheme import Scheme
+from fewbits.planning.stats import Stats
+from fewbits.planning.target import Target
+
+SMALLEST_SCALE = float(np.finfo(np.float32).tiny)  # a smaller bias scale is denormal; engines flush it to zero
+LARGEST_CODE = 2**31 - 1
+SEVEN_BITS = 63
+
+Weights = Callable[[str], np.ndarray]
+
+
+def decide(
+    recipe: Recipe,
+    assigned: Iterable[Assignment],
+    placement: Placement,
+    stats: Stats | None,
+    target: Target,
+    weights: Weights,
+) -> Plan:
+    """Turn rules into numbers.
+
+    Args:
+        recipe: for its switches.
+        assigned: what its rules say of each layer.
+        placement: which activations are quantized, for static layers.
+        stats: what was observed of them; None where no layer is static.
+        target: the engine that the plan is for.
+        weights: gives a constant of the model, float32, by name.
+
+    Raises:
+        InputError: a static layer without observed ranges.
+    """
+    by_node = {a.layer.node: a for a in assigned}
+    default = next((a.activations for a in by_node.values() if a.activations is not None), None)
+    activations = []
+    for site in placement.sites:
+        assert stats is not None and default is not None
+        readers = [by_node[edge.node] for edge in site.readers if edge.node in by_node]
+        scheme = next((a.activations for a in readers if a.activations is not None), default)
+        smoothing = _smoothing(site, readers, scheme, stats, target, weights) if recipe.smooth else None
+        activations.append(_activation(site, scheme, stats, smoothing))
+    inputs = {(edge.node, edge.index): plan for plan in activations for edge in plan.site.readers}
+    plans = tuple(_layer(a, inputs, target, weights) for a in by_node.values())
+    return Plan(recipe.name, target, plans, tuple(activations))
+
+
+def _smoothing(
+    site: Site, readers: list[Assignment], scheme: Scheme, stats: Stats, target: Target, weights: Weights
+) -> Smoothing | None:
+    """A divisor for an activation that only linear layers read; it is kept only where it helps."""
+    linear = all(a.layer.kind == "linear" and a.activations is not None for a in readers)
+    if site.range_of != site.tensor or not linear or len(readers) != len(site.readers):
+        return None
+    rows = stats[site.tensor].rows
+    if rows is None:
+        return None
+    schemes = [a.weights for a in readers]
+    matrices = []
+    for a in readers:
+        info = a.layer.weights[0]
+        matrix = torch.from_numpy(weights(info.name))
+        if matrix.ndim != 2:
+            return None
+        matrices.append(matrix if info.group_axis == 0 else matrix.T)
+    scheme_of_weights = schemes[0]
+    assert scheme_of_weights is not None
+
+    def round_weight(matrix: torch.Tensor) -> torch.Tensor:
+        return _quantize(matrix, scheme_of_weights, WeightInfo("", tuple(matrix.shape), 1, 0), target).dequantize()
+
+    return find_smoothing(torch.from_numpy(rows), matrices, round_weight, _levels(scheme))
+
+
+def _activation(site: Site, scheme: Scheme, stats: Stats, smoothing: Smoothing | None) -> ActivationPlan:
+    levels = _levels(scheme)
+    if site.fixed_range is not None:
+        low, high = site.fixed_range
+    elif smoothing is not None:
+        low, high = smoothing.low, smoothing.high
+    else:
+        low, high = search(scheme.range, stats[site.range_of].histogram, levels)
+    scale = max((high - low) / (levels - 1), SMALLEST_SCALE)
+    zero_point = find(scheme.qtype).qmin + min(max(round(-low / scale), 0), levels - 1)
+    divisor = None if smoothing is None or smoothing.divisor is None else smoothing.divisor.numpy()
+    return ActivationPlan(site, scheme.qtype, scale, zero_point, divisor)
+
+
+def _layer(
+    a: Assignment, inputs: Mapping[tuple[str, int], ActivationPlan], target: Target, weights: Weights
+) -> LayerPlan:
+    layer = a.layer
+    if a.weights is None and a.activations is None:
+        return LayerPlan(layer.name, layer.op, layer.node, float_reason="the recipe keeps it in float")
+    plans = []
+    for info in layer.weights:
+        assert a.weights is not None
+        activation = next((plan for (node, _), plan in inputs.items() if node == layer.node), None)
+        values = weights(info.name)
+        if activation is not None and activation.smoothing is not None:
+            shape = [1] * values.ndim
+            shape[info.group_axis] = -1
+            values = values * activation.smoothing.reshape(shape)
+        codes = None if a.weights.is_float else _quantize(torch.from_numpy(values), a.weights, info, target)
+        if codes is not None and codes.nbytes >= values.nbytes:
+            return LayerPlan(layer.name, layer.op, layer.node, float_reason="too small to gain anything")
+        plans.append(WeightPlan(info.name, a.weights, codes, values))
+    bias = _bias(a, plans, inputs, weights)
+    return LayerPlan(layer.name, layer.op, layer.node, tuple(plans), a.activations, bias)
+
+
+def _bias(
+    a: Assignment, plans: list[WeightPlan], inputs: Mapping[tuple[str, int], ActivationPlan], weights: Weights
+) -> BiasPlan | None:
+    """int32 codes with the scale of the layer's products, where that scale is a normal number and they fit."""
+    layer = a.layer
+    if layer.bias is None or not plans or plans[0].codes is None or (layer.node, 0) not in inputs:
+        return None
+    values = weights(layer.bias)
+    weight_scale = plans[0].codes.scale
+    assert weight_scale is not None
+    scale = np.float32(inputs[layer.node, 0].scale) * weight_scale.numpy()
+    if values.shape != scale.shape:
+        return None
+    fits = (scale >= SMALLEST_SCALE).all() and (np.abs(values / np.maximum(scale, SMALLEST_SCALE)) < LARGEST_CODE).all()
+    return BiasPlan(values, scale if fits else None)
+
+
+def _quantize(values: torch.Tensor, scheme: Scheme, info: WeightInfo, target: Target) -> QTensor:
+    reduced = {"qmin": -SEVEN_BITS, "qmax": SEVEN_BITS} if target.saturates and scheme.qtype == "int8" else {}
+    return quantize(
+        values,
+        scheme.qtype,
+        channel_axis=None if scheme.per == "tensor" else info.channel_axis,
+        group_size=scheme.group_size,
+        symmetric=scheme.symmetric,
+        search="mse" if scheme.range == "mse" else "minmax",
+        name=info.name,
+        **reduced,
+    )
+
+
+def _levels(scheme: Scheme) -> int:
+    return 1 << find(scheme.qtype).bits

@@ -1,0 +1,86 @@
+"""Move activation outliers into the weights that meet them, before both are rounded.
+
+A linear layer ``x @ w`` equals ``(x / s) @ (s * w)`` for any positive ``s`` per input channel. Where a few channels
+of ``x`` are much larger than the others, dividing them by ``s`` makes one scale for the whole tensor serve all.
+Source: Xiao et al. 2023, "SmoothQuant" (arXiv:2211.10438), eq. 4; the strength, fixed there, is searched for here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+STRENGTHS = (0.0, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
+CLIPS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5)
+
+
+@dataclass(frozen=True)
+class Smoothing:
+    """What a search found.
+
+    Attributes:
+        divisor: float32 [k]: the activation is divided by it, the weights' rows multiplied; None for all ones.
+        low, high: range of the divided activation.
+        error: squared error of the layers' outputs on the rows, relative to their energy.
+    """
+
+    divisor: Tensor | None
+    low: float
+    high: float
+    error: float
+
+
+def find_smoothing(
+    rows: Tensor, weights: Sequence[Tensor], round_weight: Callable[[Tensor], Tensor], levels: int
+) -> Smoothing:
+    """The strength, and then the clipping of the range, with the least squared error of the layers' outputs.
+
+    Args:
+        rows: float32 [n, k], rows of the activation.
+        weights: float32 [k, m] each, of every layer that reads it.
+        round_weight: gives a weight [k, m] as it is after quantization.
+        levels: number of codes of the activation's format.
+    """
+    target = [rows @ weight for weight in weights]
+    energy = sum(float(t.square().sum()) for t in target) or 1.0
+
+    def error(divisor: Tensor | None, rounded: Sequence[Tensor], low: float, high: float) -> float:
+        x = fake_quantize(rows if divisor is None else rows / divisor, low, high, levels)
+        return sum(float((x @ w - t).square().sum()) for w, t in zip(rounded, target, strict=True)) / energy
+
+    best: Smoothing | None = None
+    best_rounded: list[Tensor] = []
+    for strength in STRENGTHS:
+        divisor = None if strength == 0 else balance(rows, weights, strength)
+        smooth = rows if divisor is None else rows / divisor
+        rounded = [round_weight(w if divisor is None else w * divisor[:, None]) for w in weights]
+        low, high = min(float(smooth.min()), 0.0), max(float(smooth.max()), 0.0)
+        found = Smoothing(divisor, low, high, error(divisor, rounded, low, high))
+        if best is None or found.error < best.error:
+            best, best_rounded = found, rounded
+    assert best is not None
+    full = best
+    for clip in CLIPS:
+        low, high = full.low * clip, full.high * clip
+        clipped = Smoothing(full.divisor, low, high, error(full.divisor, best_rounded, low, high))
+        if clipped.error < best.error:
+            best = clipped
+    return best
+
+
+def balance(rows: Tensor, weights: Sequence[Tensor], strength: float) -> Tensor:
+    """The divisor, float32 [k], that splits each channel's reach between activation and weights."""
+    x = rows.abs().amax(dim=0).clamp(min=1e-5)
+    w = torch.stack([weight.abs().amax(dim=1) for weight in weights]).amax(dim=0).clamp(min=1e-5)
+    divisor = x.pow(strength) / w.pow(1 - strength)
+    return divisor / divisor.log().mean().exp()
+
+
+def fake_quantize(x: Tensor, low: float, high: float, levels: int) -> Tensor:
+    """``x`` rounded to ``levels`` steps between ``low`` and ``high``, zero exact; ``low <= 0 <= high``."""
+    step = max((high - low) / (levels - 1), 1e-30)
+    zero = round(-low / step)
+    return x.div(step).round_().add_(zero).clamp_(0, levels - 1).sub_(zero).mul_(step)

@@ -1,0 +1,215 @@
+"""How codes are written: the nodes that turn a stored constant back into the tensor that its reader expects."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fewbits.errors import InputError
+from fewbits.planning.plan import ActivationPlan, WeightPlan
+from fewbits.planning.target import WeightForm
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+    import torch
+
+    from fewbits.numerics import QTensor
+
+ONNX_TYPES = {
+    "fp16": "FLOAT16",
+    "bf16": "BFLOAT16",
+    "int4": "INT4",
+    "uint4": "UINT4",
+    "int8": "INT8",
+    "uint8": "UINT8",
+    "int16": "INT16",
+    "uint16": "UINT16",
+    "int32": "INT32",
+}
+"""Our formats in ONNX's words."""
+
+
+class Encoder:
+    """Adds constants and nodes to one graph; their names derive from the tensor's, and a second use is the first."""
+
+    def __init__(self, graph: ir.Graph) -> None:
+        self.graph = graph
+
+    def constant(self, name: str, array: np.ndarray, qtype: str | None = None) -> ir.Value:
+        """An initializer of that name; ``qtype`` for formats that numpy lacks."""
+        import onnx_ir as ir
+
+        if name in self.graph.initializers:
+            return self.graph.initializers[name]
+        dtype = ir.DataType[ONNX_TYPES[qtype]] if qtype else ir.DataType.from_numpy(array.dtype)
+        tensor = ir.Tensor(array, dtype=dtype, shape=ir.Shape(array.shape), name=name)
+        value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(dtype), const_value=tensor)
+        self.graph.register_initializer(value)
+        return value
+
+    def node(
+        self,
+        op: str,
+        inputs: list[ir.Value],
+        before: ir.Node,
+        name: str,
+        like: ir.Value,
+        qtype: str | None = None,
+        **attributes: int | None,
+    ) -> ir.Value:
+        """The result, called ``name``, of a new node in front of ``before``.
+
+        It has the shape of ``like``, and its type unless ``qtype`` says another.
+        """
+        import onnx_ir as ir
+
+        given = {key: value for key, value in attributes.items() if value is not None}
+        kind = ir.TensorType(ir.DataType[ONNX_TYPES[qtype]]) if qtype else like.type
+        result = ir.Value(name=name, shape=like.shape, type=kind)
+        self.graph.insert_before(
+            before, ir.node(op, inputs, attributes=given, outputs=[result], name=f"{name}_{op}")
+        )
+        return result
+
+    def activation(self, plan: ActivationPlan, value: ir.Value, before: ir.Node) -> ir.Value:
+        """``value`` quantized and brought back; smoothing is folded into the scales of the first step."""
+        name, axis = plan.site.tensor, None
+        scale = np.float32(plan.scale)
+        zero = np.array(plan.zero_point)
+        first_scale, first_zero = np.asarray(scale), zero
+        if plan.smoothing is not None:
+            axis = -1
+            first_scale = (scale * plan.smoothing).astype(np.float32)
+            first_zero = np.full(first_scale.shape, plan.zero_point)
+        dtype = plan.qtype
+        codes = self.node(
+            "QuantizeLinear",
+            [
+                value,
+                self.constant(f"{name}_quantize_scale", first_scale),
+                self.constant(f"{name}_quantize_zero_point", first_zero.astype(dtype), dtype),
+            ],
+            before,
+            f"{name}_quantized",
+            value,
+            dtype,
+            axis=axis,
+        )
+        return self.node(
+            "DequantizeLinear",
+            [
+                codes,
+                self.constant(f"{name}_scale", np.asarray(scale)),
+                self.constant(f"{name}_zero_point", zero.astype(dtype), dtype),
+            ],
+            before,
+            f"{name}_dequantized",
+            value,
+        )
+
+    def bias(self, name: str, values: np.ndarray, scale: np.ndarray, before: ir.Node) -> ir.Value:
+        """A bias, float32 [channels], as int32 codes with the scale of its layer's products, float32 [channels]."""
+        codes = self.constant(f"{name}_codes", np.round(values.astype(np.float64) / scale).astype(np.int32))
+        step = self.constant(f"{name}_scale", scale.astype(np.float32))
+        return self.node("DequantizeLinear", [codes, step], before, f"{name}_f32", step, axis=0)
+
+    def weight(self, plan: WeightPlan, form: WeightForm, before: ir.Node, like: ir.Value) -> ir.Value:
+        """What a weight's reader reads instead of it."""
+        if plan.codes is None:
+            stored = self.constant(f"{plan.name}_{plan.scheme.qtype}", narrow(plan), plan.scheme.qtype)
+            return self.node("Cast", [stored], before, f"{plan.name}_f32", like, to=_float32())
+        if form == "cast_mul":
+            return self._cast_mul(plan.name, plan.codes, before, like)
+        return self._dequantize(plan.name, plan.codes, before, like)
+
+    def _dequantize(self, name: str, q: QTensor, before: ir.Node, like: ir.Value) -> ir.Value:
+        inputs = [
+            self.constant(f"{name}_codes", q.codes.numpy(), q.qtype.name),
+            self.constant(f"{name}_scale", _parameter(name, q, q.scale)),
+        ]
+        if q.zero_point is not None:
+            zero_point = _parameter(name, q, q.zero_point)
+            inputs.append(self.constant(f"{name}_zero_point", zero_point, q.qtype.name))
+        axis = q.channel_axis
+        if q.group_size is not None:
+            axis = _group_axis(name, q)
+        return self.node(
+            "DequantizeLinear", inputs, before, f"{name}_f32", like, axis=axis, block_size=q.group_size
+        )
+
+    def _cast_mul(self, name: str, q: QTensor, before: ir.Node, like: ir.Value) -> ir.Value:
+        if q.group_size is not None:
+            raise InputError(f"weight {name!r}: groups cannot be written as Cast and Mul; use a scale per channel")
+        codes = self.constant(f"{name}_codes", q.codes.numpy(), q.qtype.name)
+        wide = self.node("Cast", [codes], before, f"{name}_cast", like, to=_float32())
+        if q.zero_point is not None:
+            zero = self.constant(f"{name}_zero_point", _spread(q, q.zero_point).astype(np.float32))
+            wide = self.node("Sub", [wide, zero], before, f"{name}_shifted", like)
+        return self.node(
+            "Mul", [wide, self.constant(f"{name}_scale", _spread(q, q.scale))], before, f"{name}_f32", like
+        )
+
+
+def narrow(plan: WeightPlan) -> np.ndarray:
+    """The values in the plan's 16-bit float format; what is too large becomes the largest, never infinity."""
+    import ml_dtypes
+
+    dtype = np.float16 if plan.scheme.qtype == "fp16" else ml_dtypes.bfloat16
+    largest = float(ml_dtypes.finfo(dtype).max)
+    return plan.values.clip(-largest, largest).astype(dtype)
+
+
+def gather_rows(encoder: Encoder, plan: WeightPlan, node: ir.Node) -> ir.Value:
+    """An embedding's rows: the codes are gathered first, so that only the rows asked for are brought back."""
+    q = plan.codes
+    like, indices = node.outputs[0], node.inputs[1]
+    assert indices is not None
+    name = plan.name
+    if q is None:
+        stored = encoder.constant(f"{name}_{plan.scheme.qtype}", narrow(plan), plan.scheme.qtype)
+        rows = encoder.node("Gather", [stored, indices], node, f"{like.name}_rows", like, plan.scheme.qtype)
+        return encoder.node("Cast", [rows], node, f"{like.name}_f32", like, to=_float32())
+    if q.zero_point is not None or q.group_size is not None or q.channel_axis != 0:
+        raise InputError(f"embedding {name!r}: rows are gathered as codes, which needs a symmetric scale per row")
+    codes = encoder.constant(f"{name}_codes", q.codes.numpy(), q.qtype.name)
+    rows = encoder.node("Gather", [codes, indices], node, f"{like.name}_rows", like, q.qtype.name)
+    wide = encoder.node("Cast", [rows], node, f"{like.name}_cast", like, to=_float32())
+    column = encoder.constant(f"{name}_scale", q.scale.numpy().reshape(-1, *[1] * (q.codes.dim() - 1)))
+    scale = encoder.node("Gather", [column, indices], node, f"{like.name}_scale", like)
+    scale.shape = None
+    return encoder.node("Mul", [wide, scale], node, f"{like.name}_f32", like)
+
+
+def _float32() -> int:
+    import onnx_ir as ir
+
+    return int(ir.DataType.FLOAT)
+
+
+def _parameter(name: str, q: QTensor, parameter: torch.Tensor) -> np.ndarray:
+    """A scale or zero point in the shape that DequantizeLinear wants: scalar, [channels], or one axis in blocks."""
+    array = parameter.numpy()
+    if q.group_size is None:
+        return array
+    if q.channel_axis is None:
+        raise InputError(f"weight {name!r}: groups need a channel axis")
+    return array if _group_axis(name, q) == 1 else array.T.copy()
+
+
+def _group_axis(name: str, q: QTensor) -> int:
+    if q.codes.dim() != 2:
+        raise InputError(
+            f"weight {name!r} has shape {list(q.codes.shape)}: groups are written for two axes only; "
+            "use a scale per channel for this layer"
+        )
+    return 1 - (q.channel_axis or 0)
+
+
+def _spread(q: QTensor, parameter: torch.Tensor) -> np.ndarray:
+    """A per-channel parameter shaped to broadcast against the codes."""
+    if q.channel_axis is None:
+        return parameter.numpy()
+    shape = [1] * q.codes.dim()
+    shape[q.channel_axis] = -1
+    return parameter.numpy().reshape(shape)

@@ -1,0 +1,135 @@
+"""Where QuantizeLinear and DequantizeLinear go, for layers that a recipe makes static int8."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+from fewbits.planning.plan import Edge, Placement, Site
+from fewbits.planning.recipe import Assignment
+from fewbits.planning.target import Target
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+LAYOUT_OPS = frozenset(
+    ("MaxPool", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Identity", "Pad", "Expand")
+)
+"""Operators that only move values: their output has their first input's range (padding adds zeros)."""
+
+FIXED_RANGES = {"Softmax": (0.0, 1.0), "Sigmoid": (0.0, 1.0), "Tanh": (-1.0, 1.0)}
+"""Operators whose results are bounded whatever the data."""
+
+RECTIFIERS = frozenset(("Relu", "Clip"))
+"""Activations that engines fuse into the convolution before them, so that the range is taken behind them."""
+
+
+def place(graph: ir.Graph, assigned: Iterable[Assignment], target: Target) -> Placement:
+    """Choose the sites: inputs of static layers, and what else the engine needs to stay in int8 between them.
+
+    Args:
+        graph: the folded graph.
+        assigned: what the recipe says of each layer.
+        target: the engine's row of its capability table.
+    """
+    nodes = {node.name: node for node in graph}
+    static = [a for a in assigned if a.activations is not None and not a.activations.dynamic]
+    wanted = _Wanted()
+    convolutions = [nodes[a.layer.node] for a in static if a.layer.kind == "conv"]
+    for a in static:
+        for value, edge in _activation_inputs(nodes[a.layer.node], a):
+            wanted.add(value, (edge,))
+    if target.quantize_outputs:
+        for node in convolutions:
+            value = _behind_rectifier(node.outputs[0])
+            wanted.add(value, _readers(value))
+    outputs = {_behind_rectifier(node.outputs[0]) for node in convolutions}
+    for value, edge in _residual_inputs(graph, outputs, target):
+        wanted.add(value, (edge,))
+    for value in list(wanted.readers):
+        _hoist(value, wanted, target)
+    return wanted.placement(graph)
+
+
+class _Wanted:
+    """Requests collected by tensor; a tensor that several ask for gets one site."""
+
+    def __init__(self) -> None:
+        self.readers: dict[ir.Value, dict[Edge, None]] = {}
+        self.range_of: dict[ir.Value, ir.Value] = {}
+
+    def add(self, value: ir.Value, edges: Iterable[Edge]) -> None:
+        self.readers.setdefault(value, {}).update(dict.fromkeys(edges))
+
+    def placement(self, graph: ir.Graph) -> Placement:
+        order = {value: i for i, value in enumerate(graph.inputs)}
+        for node in graph:
+            for value in node.outputs:
+                order[value] = len(order)
+        sites = []
+        for value in sorted(self.readers, key=lambda v: order[v]):
+            readers = tuple(self.readers[value])
+            if readers:
+                root = self.range_of.get(value, value)
+                sites.append(Site(value.name or "", readers, root.name or "", _fixed_range(root)))
+        return Placement(tuple(sites))
+
+
+def _fixed_range(value: ir.Value) -> tuple[float, float] | None:
+    node = value.producer()
+    return None if node is None else FIXED_RANGES.get(node.op_type)
+
+
+def _activation_inputs(node: ir.Node, a: Assignment) -> Iterator[tuple[ir.Value, Edge]]:
+    for index, value in enumerate(node.inputs):
+        if value is not None and value.name in a.layer.inputs and value.const_value is None:
+            yield value, Edge(node.name or "", index)
+
+
+def _readers(value: ir.Value) -> tuple[Edge, ...]:
+    return tuple(Edge(use.node.name or "", use.idx) for use in value.uses())
+
+
+def _behind_rectifier(value: ir.Value) -> ir.Value:
+    uses = value.uses()
+    if len(uses) == 1 and uses[0].node.op_type in RECTIFIERS and not value.is_graph_output():
+        return uses[0].node.outputs[0]
+    return value
+
+
+def _residual_inputs(graph: ir.Graph, outputs: set[ir.Value], target: Target) -> Iterator[tuple[ir.Value, Edge]]:
+    """Inputs of an Add of two computed tensors where at least one comes from a static convolution."""
+    if target.residual_inputs == "none":
+        return
+    for node in graph:
+        if node.op_type != "Add" or any(v is None or v.const_value is not None for v in node.inputs):
+            continue
+        values = [v for v in node.inputs if v is not None]
+        if not any(v in outputs for v in values):
+            continue
+        fused = next((v for v in values if v in outputs), None) if target.residual_inputs == "skip" else None
+        for index, value in enumerate(values):
+            if value is not fused:
+                yield value, Edge(node.name or "", index)
+
+
+def _hoist(value: ir.Value, wanted: _Wanted, target: Target) -> None:
+    """Quantize before operators that only move values, so that they too run on codes."""
+    chain = [value]
+    while True:
+        node = chain[-1].producer()
+        source = node.inputs[0] if node is not None and node.inputs else None
+        if node is None or node.op_type not in LAYOUT_OPS or source is None or source.const_value is not None:
+            break
+        if source.dtype is not None and source.dtype.name != "FLOAT":
+            break
+        chain.append(source)
+    for below, above in zip(chain, chain[1:], strict=False):
+        mover = below.producer()
+        assert mover is not None
+        wanted.add(above, (Edge(mover.name or "", 0),))
+        if target.repeat_after_layout:
+            wanted.range_of[below] = chain[-1]
+            wanted.readers.setdefault(below, {})
+        else:
+            wanted.readers[below] = {}

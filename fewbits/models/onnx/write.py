@@ -1,0 +1,60 @@
+"""Write a graph as a file: the lowest opset and IR version that hold what is used, large weights beside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fewbits.errors import InputError
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+BLOCKED_OPSET = 21  # DequantizeLinear with blocks and 4-bit types
+PER_AXIS_OPSET = 13  # DequantizeLinear with an axis
+IR_OF_OPSET = ((22, 11), (21, 10), (19, 9), (15, 8), (0, 7))  # IR versions that came with, or before, an opset
+FILE_LIMIT = (1 << 31) - (1 << 20)  # a protobuf file must stay below 2 GiB
+
+
+def write(model: ir.Model, path: Path) -> None:
+    """Serialize ``model`` (a copy that may be changed) to ``path``, deterministically.
+
+    Raises:
+        InputError: the model's opset cannot be raised to what its formats need.
+    """
+    import onnx_ir as ir
+    import onnx_ir.passes.common as passes
+
+    needed = _needed_opset(model.graph)
+    if model.graph.opset_imports[""] < needed:
+        _raise_opset(model, needed)
+    passes.ClearMetadataAndDocStringPass()(model)
+    opset = model.graph.opset_imports[""]
+    model.ir_version = next(version for first, version in IR_OF_OPSET if opset >= first)
+    size = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
+    external = f"{path.name}.data" if size > FILE_LIMIT else None
+    ir.save(model, path, external_data=external)
+
+
+def _needed_opset(graph: ir.Graph) -> int:
+    needed = 0
+    for node in graph:
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear") and node.domain == "":
+            blocked = "block_size" in node.attributes
+            narrow = any(v is not None and v.dtype is not None and v.dtype.bitwidth < 8 for v in node.inputs)
+            needed = max(needed, BLOCKED_OPSET if blocked or narrow else PER_AXIS_OPSET)
+        if node.op_type == "Cast" and any(v is not None and v.dtype and v.dtype.name == "BFLOAT16" for v in node.inputs):
+            needed = max(needed, PER_AXIS_OPSET)
+    return needed
+
+
+def _raise_opset(model: ir.Model, opset: int) -> None:
+    from onnxscript import version_converter
+
+    try:
+        version_converter.convert_version(model, opset, fallback=True)
+    except Exception as error:
+        raise InputError(
+            f"the model's opset {model.graph.opset_imports['']} cannot be raised to {opset}, which this recipe needs: "
+            f"{str(error).splitlines()[0][:200]}; export the model with opset {opset} or newer"
+        ) from error

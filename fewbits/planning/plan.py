@@ -1,0 +1,134 @@
+"""The Plan: every decision as data. It can be printed, saved, edited and applied; what applies it decides nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fewbits.planning.scheme import Scheme
+from fewbits.planning.target import Target
+
+if TYPE_CHECKING:
+    from fewbits.numerics import QTensor
+
+
+@dataclass(frozen=True)
+class Edge:
+    """One input of one node: the node's name and the input's position."""
+
+    node: str
+    index: int
+
+
+@dataclass(frozen=True)
+class Site:
+    """A tensor that gets QuantizeLinear and DequantizeLinear, and the inputs that read the result.
+
+    ``range_of`` names the tensor whose range it takes: itself, or the one that a layout operator hands on.
+    ``fixed_range`` is set where the operator that makes the tensor bounds it (softmax, sigmoid, tanh).
+    """
+
+    tensor: str
+    readers: tuple[Edge, ...]
+    range_of: str
+    fixed_range: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where activations are quantized: sites in the order of the graph."""
+
+    sites: tuple[Site, ...]
+
+
+@dataclass(frozen=True)
+class ActivationPlan:
+    """A quantized activation: ``real = scale * (code - zero_point)``, divided by ``smoothing`` before.
+
+    Attributes:
+        site: where.
+        qtype: format of the codes.
+        scale, zero_point: one for the tensor.
+        smoothing: float32 [channels] along the last axis, or None: what the activation is divided by, and the
+            weights that meet it were multiplied with.
+    """
+
+    site: Site
+    qtype: str
+    scale: float
+    zero_point: int
+    smoothing: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class WeightPlan:
+    """A constant tensor in a new representation: codes with their scales, or a narrower float where ``codes`` is None.
+
+    Attributes:
+        name: the tensor's name in the model.
+        scheme: how it is represented.
+        codes: the rounded tensor; None for a narrower float.
+        values: float32, what was rounded (after smoothing), which a narrower float is cast from.
+    """
+
+    name: str
+    scheme: Scheme
+    codes: QTensor | None
+    values: np.ndarray = field(repr=False)
+
+
+@dataclass(frozen=True)
+class BiasPlan:
+    """A layer's bias: float32 values [channels], and for int32 codes their scale [channels], else None."""
+
+    values: np.ndarray = field(repr=False)
+    scale: np.ndarray | None = field(repr=False)
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """One layer: what its weights, bias and activations become, or why it stays in float.
+
+    ``node`` is the name of its node in the graph.
+    """
+
+    name: str
+    op: str
+    node: str
+    weights: tuple[WeightPlan, ...] = ()
+    activations: Scheme | None = None
+    bias: BiasPlan | None = None
+    float_reason: str | None = None
+
+    @property
+    def static(self) -> bool:
+        """Its activations are quantized with ranges known in advance."""
+        return self.activations is not None and not self.activations.dynamic
+
+    @property
+    def scheme(self) -> str:
+        """In words, such as ``int8 per channel, inputs uint8 per tensor``."""
+        if self.float_reason is not None:
+            return "float"
+        parts = [str(self.weights[0].scheme)] if self.weights else []
+        if self.activations is not None:
+            parts.append(f"inputs {self.activations}")
+        return ", ".join(parts)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A recipe resolved for one model, one target and what was observed."""
+
+    recipe: str
+    target: Target
+    layers: tuple[LayerPlan, ...]
+    activations: tuple[ActivationPlan, ...]
+
+    @property
+    def weights(self) -> Mapping[str, WeightPlan]:
+        """Every constant that changes, by name."""
+        return {weight.name: weight for layer in self.layers for weight in layer.weights}

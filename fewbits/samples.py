@@ -1,0 +1,261 @@
+"""The user's data as a stream of feeds, checked against the model's inputs; never read whole."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from fewbits.errors import InputError
+from fewbits.planning.model_info import TensorInfo
+
+Feeds = dict[str, np.ndarray]
+LABELS = "labels"
+
+HELD_OUT_EVERY = 4  # without data of its own for scoring, every fourth sample is kept from calibration
+
+
+@dataclass(frozen=True)
+class Samples:
+    """A stream of samples that can be run through any number of times.
+
+    Attributes:
+        name: what the user calls it (a file, or ``data``), for messages.
+        inputs: the model's inputs, which every feed fits.
+        open: starts a new pass over batches of any size, as (feeds, labels or None).
+        keep: which sample numbers belong to this stream; None for all.
+    """
+
+    name: str
+    inputs: tuple[TensorInfo, ...]
+    open: Callable[[], Iterator[tuple[Feeds, np.ndarray | None]]]
+    keep: Callable[[np.ndarray], np.ndarray] | None = None
+
+    def split(self) -> tuple[Samples, Samples]:
+        """One stream to calibrate with and one to score with, without a sample in common."""
+        last = HELD_OUT_EVERY - 1
+        return (
+            replace(self, keep=lambda i: i % HELD_OUT_EVERY != last),
+            replace(self, keep=lambda i: i % HELD_OUT_EVERY == last),
+        )
+
+    def batches(self, size: int) -> Iterator[tuple[Feeds, np.ndarray | None]]:
+        """Feeds of exactly ``size`` samples (fewer in the last), with their labels where the data has them.
+
+        Raises:
+            InputError: names, dtypes or shapes are not the model's; NaN or Inf in a sample (it is named); no data.
+        """
+        pending: list[tuple[Feeds, np.ndarray | None]] = []
+        waiting, seen = 0, 0
+        for feeds, labels in self.open():
+            count = self._check(feeds, labels, seen)
+            numbers = np.arange(seen, seen + count)
+            seen += count
+            if self.keep is not None:
+                chosen = self.keep(numbers)
+                feeds = {key: array[chosen] for key, array in feeds.items()}
+                labels = None if labels is None else labels[chosen]
+                count = int(chosen.sum())
+            if not count:
+                continue
+            pending.append((feeds, labels))
+            waiting += count
+            while waiting >= size:
+                batch, rest = _cut(_join(pending), size)
+                yield batch
+                pending, waiting = ([rest], waiting - size) if waiting > size else ([], 0)
+        if waiting:
+            yield _join(pending)
+        if not seen:
+            raise InputError(f"{self.name}: no samples in it; give at least one")
+
+    def first(self, size: int = 1) -> Feeds:
+        """The first ``size`` samples."""
+        for feeds, _ in self.batches(size):
+            return feeds
+        raise InputError(f"{self.name}: too few samples to keep some for scoring; give at least {HELD_OUT_EVERY}")
+
+    def has_labels(self) -> bool:
+        """Whether the data comes with integer classes."""
+        return next(iter(self.batches(1)))[1] is not None
+
+    def _check(self, feeds: Feeds, labels: np.ndarray | None, seen: int) -> int:
+        expected = ", ".join(map(str, self.inputs))
+        names = {info.name for info in self.inputs}
+        if set(feeds) != names:
+            raise InputError(f"{self.name}: has arrays {sorted(feeds)}, but the model's inputs are {expected}")
+        count = len(next(iter(feeds.values())))
+        for info in self.inputs:
+            array = feeds[info.name]
+            if array.ndim != len(info.shape) or any(
+                isinstance(want, int) and got != want
+                for got, want in zip(array.shape[1:], info.shape[1:], strict=True)
+            ):
+                raise InputError(
+                    f"{self.name}: array {info.name!r} has shape {list(array.shape)}, but the model's inputs are "
+                    f"{expected} (first axis: samples)"
+                )
+            if len(array) != count:
+                raise InputError(f"{self.name}: {info.name!r} has {len(array)} samples and another input {count}")
+            feeds[info.name] = array = self._convert(array, info, expected)
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
+                bad = np.flatnonzero(~np.isfinite(array).reshape(count, -1).all(axis=1))[0]
+                raise InputError(f"{self.name}: sample {seen + bad} has NaN or Inf in {info.name!r}; take it out")
+        if labels is not None and len(labels) != count:
+            raise InputError(f"{self.name}: {len(labels)} labels for {count} samples; give one for each")
+        return count
+
+    def _convert(self, array: np.ndarray, info: TensorInfo, expected: str) -> np.ndarray:
+        if array.dtype == info.dtype:
+            return array
+        if not np.can_cast(array.dtype, info.dtype, "same_kind"):
+            raise InputError(
+                f"{self.name}: array {info.name!r} is {array.dtype}, but the model's inputs are {expected}; "
+                "prepare the data as the model was trained with it"
+            )
+        converted = array.astype(info.dtype)
+        if info.dtype.startswith("int") and not np.array_equal(converted, array):
+            raise InputError(f"{self.name}: array {info.name!r} has values that do not fit {info.dtype}")
+        return converted
+
+
+def open_samples(data: Any, inputs: tuple[TensorInfo, ...], name: str = "data") -> Samples:
+    """A stream from whatever the user has.
+
+    Args:
+        data: path of an ``.npz``; an array or tensor; a mapping or sequence of arrays; or an iterable of batches
+            that can be run through again, such as a DataLoader (a batch: array, mapping, or tuple in the order of
+            the inputs, with labels last where there is one item more).
+        inputs: the model's inputs.
+        name: what to call it in messages, where it is not a file.
+
+    Raises:
+        InputError: a missing or unreadable file, or something that is none of these.
+    """
+    if isinstance(data, (str, Path)):
+        path = Path(data)
+        if not path.is_file():
+            raise InputError(f"{path}: no such file; data is an .npz whose arrays are named like the model's inputs")
+        return Samples(str(path), inputs, lambda: _npz(path, inputs))
+    if isinstance(data, Mapping):
+        arrays = {key: _array(value) for key, value in data.items()}
+        labels = arrays.pop(LABELS, None)
+        return Samples(name, inputs, lambda: iter([(dict(arrays), labels)]))
+    if _is_array(data):
+        return Samples(name, inputs, lambda: iter([_named((data,), inputs)]))
+    if isinstance(data, Sequence) and data and all(map(_is_array, data)) and _whole_arrays(data, inputs):
+        return Samples(name, inputs, lambda: iter([_named(tuple(data), inputs)]))
+    if isinstance(data, Iterator):
+        raise InputError(f"{name}: an iterator can be run through only once; give a list, a DataLoader or an .npz")
+    if isinstance(data, Iterable):
+        return Samples(name, inputs, lambda: (_named(batch, inputs) for batch in data))
+    raise InputError(
+        f"{name}: got {type(data).__name__}; allowed are an .npz path, arrays, tensors, or an iterable of batches"
+    )
+
+
+def _whole_arrays(data: Sequence[Any], inputs: tuple[TensorInfo, ...]) -> bool:
+    """A sequence of arrays is one batch with an array per input, not a batch per item, where the numbers agree."""
+    return len(inputs) > 1 and len(data) in (len(inputs), len(inputs) + 1)
+
+
+def _is_array(value: Any) -> bool:
+    return hasattr(value, "__array__") and hasattr(value, "dtype")
+
+
+def _array(value: Any) -> np.ndarray:
+    return value.detach().cpu().numpy() if hasattr(value, "detach") else np.asarray(value)
+
+
+def _named(batch: Any, inputs: tuple[TensorInfo, ...]) -> tuple[Feeds, np.ndarray | None]:
+    if isinstance(batch, Mapping):
+        arrays = {key: _array(value) for key, value in batch.items()}
+        labels = arrays.pop(LABELS, None)
+        return arrays, labels
+    items = (batch,) if _is_array(batch) else tuple(batch)
+    if len(items) not in (len(inputs), len(inputs) + 1):
+        raise InputError(
+            f"data: a batch of {len(items)} items, but the model has {len(inputs)} inputs: "
+            f"{', '.join(map(str, inputs))} (one item more is taken as labels)"
+        )
+    feeds = {info.name: _array(item) for info, item in zip(inputs, items, strict=False)}
+    return feeds, _array(items[-1]) if len(items) > len(inputs) else None
+
+
+def _join(parts: list[tuple[Feeds, np.ndarray | None]]) -> tuple[Feeds, np.ndarray | None]:
+    if len(parts) == 1:
+        return parts[0]
+    feeds = {key: np.concatenate([part[0][key] for part in parts]) for key in parts[0][0]}
+    labels = [part[1] for part in parts]
+    return feeds, None if labels[0] is None else np.concatenate([one for one in labels if one is not None])
+
+
+def _cut(
+    batch: tuple[Feeds, np.ndarray | None], size: int
+) -> tuple[tuple[Feeds, np.ndarray | None], tuple[Feeds, np.ndarray | None]]:
+    feeds, labels = batch
+    head = {key: array[:size] for key, array in feeds.items()}
+    tail = {key: array[size:] for key, array in feeds.items()}
+    return (head, None if labels is None else labels[:size]), (tail, None if labels is None else labels[size:])
+
+
+ROW_BYTES = 1 << 22  # about this much of every array is read at a time
+
+
+def _npz(path: Path, inputs: tuple[TensorInfo, ...]) -> Iterator[tuple[Feeds, np.ndarray | None]]:
+    try:
+        archive = zipfile.ZipFile(path)
+    except (OSError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path}: not an .npz file ({error}); write it with numpy.savez") from error
+    with archive:
+        members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+        arrays = [name for name in members if name != LABELS]
+        names = {name: name for name in arrays}
+        if len(arrays) == len(inputs) == 1:
+            names = {arrays[0]: inputs[0].name}
+        streams = {}
+        for name, member in members.items():
+            streams[name] = _NpyStream(path, name, archive.open(member))
+        lengths = {name: stream.length for name, stream in streams.items()}
+        if len(set(lengths.values())) > 1:
+            raise InputError(f"{path}: arrays differ in their number of samples: {lengths}")
+        if not arrays or not max(lengths.values()):
+            raise InputError(f"{path}: no samples in it; give at least one")
+        rows = max(1, ROW_BYTES // max(stream.row_bytes for stream in streams.values()))
+        for start in range(0, max(lengths.values()), rows):
+            count = min(rows, max(lengths.values()) - start)
+            block = {name: stream.read(count) for name, stream in streams.items()}
+            labels = block.pop(LABELS, None)
+            yield {names[name]: array for name, array in block.items()}, labels
+
+
+class _NpyStream:
+    """Reads one array of an ``.npz`` a few rows at a time."""
+
+    def __init__(self, path: Path, name: str, file: BinaryIO | Any) -> None:
+        self.path, self.name, self.file = path, name, file
+        try:
+            version = np.lib.format.read_magic(file)
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, fortran, self.dtype = read(file)
+        except (ValueError, OSError, zipfile.BadZipFile) as error:
+            raise InputError(f"{path}: array {name!r} cannot be read ({error})") from error
+        if self.dtype.hasobject or fortran or not shape:
+            what = "Python objects" if self.dtype.hasobject else "column order" if fortran else "no sample axis"
+            raise InputError(f"{path}: array {name!r} has {what}; save a plain row-major array, samples first")
+        self.length, self.row_shape = shape[0], shape[1:]
+        self.row_bytes = max(1, int(np.prod(self.row_shape)) * self.dtype.itemsize)
+
+    def read(self, rows: int) -> np.ndarray:
+        wanted = rows * int(np.prod(self.row_shape)) * self.dtype.itemsize
+        try:
+            data = self.file.read(wanted)
+        except (OSError, zipfile.BadZipFile, EOFError) as error:
+            raise InputError(f"{self.path}: array {self.name!r} cannot be read ({error})") from error
+        if len(data) < wanted:
+            raise InputError(f"{self.path}: array {self.name!r} is cut short; write the file again")
+        return np.frombuffer(data, self.dtype).reshape(rows, *self.row_shape)
