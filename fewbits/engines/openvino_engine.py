@@ -13,7 +13,14 @@ from typing import Any
 import numpy as np
 
 from fewbits.engines.cpu import Cpu
-from fewbits.engines.engine import EngineSettings, Shapes, check_feeds, engine_error, existing_file
+from fewbits.engines.engine import (
+    EngineSettings,
+    Shapes,
+    check_feeds,
+    check_names,
+    engine_error,
+    existing_file,
+)
 from fewbits.errors import EngineError
 
 # Our word: (OpenVINO's word, its capability, instruction sets of which one makes it faster than f32).
@@ -59,6 +66,8 @@ class OpenVinoEngine:
             raise engine_error(self.name, "read", path, error) from error
         # Compiling may add names of tensors that were merged with an output; the file's own are known now.
         names = tuple(_result_name(output) for output in model.outputs)
+        if static_shapes is not None:
+            check_names(static_shapes, [port.get_any_name() for port in model.inputs], path)
         try:
             if static_shapes is not None:
                 model.reshape({name: list(shape) for name, shape in static_shapes.items()})
@@ -116,6 +125,7 @@ def _config(settings: EngineSettings) -> dict[str, str | int]:
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_PRECISION_HINT": _PRECISIONS[settings.precision][0],
         "INFERENCE_NUM_THREADS": settings.threads,
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": settings.activation_group_size,
     }
 
 
