@@ -1,0 +1,147 @@
+"""Calibration and scoring data as `.npz` files in `bench/cache`, arrays named like the model's inputs.
+
+Nothing that calibrates is ever scored: CIFAR calibrates on training images; MiniLM calibrates on WikiText-2
+"valid" and scores on "test" and a held-back end of "valid"; Magika calibrates on this project's own files and
+scores on the labelled ones.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from bench import magika_input, models
+from bench.paths import cached, shared
+
+IMAGE_MEAN = np.array([0.485, 0.456, 0.406], np.float32)
+IMAGE_STD = np.array([0.229, 0.224, 0.225], np.float32)
+PARAGRAPHS = 2000
+HELD_BACK = 200
+
+
+def cifar_calibration(samples: int = 512) -> Path:
+    """The first `samples` CIFAR-10 training images: `x` float32 [samples, 3, 32, 32], normalized."""
+    path = cached(f"cifar_calibration_{samples}.npz")
+    if not path.is_file():
+        with np.load(shared("cifar10_jpeg_train10k.npz")) as images:
+            _save(path, x=_normalized(images["x"][:samples]))
+    return path
+
+
+def cifar_test() -> Path:
+    """The 10,000 CIFAR-10 test images: `x` float32 [10000, 3, 32, 32], normalized, and int64 `labels`."""
+    path = cached("cifar_test.npz")
+    if not path.is_file():
+        with np.load(shared("cifar10_jpeg_test.npz")) as images:
+            _save(path, x=_normalized(images["x"]), labels=images["labels"])
+    return path
+
+
+def large_images(source: str, samples: int) -> Path:
+    """CIFAR-10 images (`source` "train" or "test") enlarged sevenfold: `x` float32 [samples, 3, 224, 224].
+
+    The last `samples` of the file, normalized, then bilinear. Written a few at a time, in bounded memory.
+    """
+    path = cached(f"images224_{source}_{samples}.npz")
+    if not path.is_file():
+        file = {"train": "cifar10_jpeg_train10k.npz", "test": "cifar10_jpeg_test.npz"}[source]
+        with np.load(shared(file)) as images:
+            small = _normalized(images["x"][-samples:])
+        parts = np.array_split(small, -(-samples // 16))
+        _save_parts(path, "x", (samples, 3, 224, 224), (_enlarged(part) for part in parts))
+    return path
+
+
+def minilm_calibration(samples: int, tokens: int) -> Path:
+    """The first `samples` WikiText-2 "valid" paragraphs of at least `tokens` tokens, cut to that."""
+    path = cached(f"minilm_calibration_{samples}x{tokens}.npz")
+    if not path.is_file():
+        ids, mask = _tokenized(_paragraphs("wikitext2_valid.txt")[:-HELD_BACK], tokens)
+        full = np.flatnonzero(mask.all(axis=1))[:samples]
+        _save(path, input_ids=ids[full], attention_mask=mask[full])
+    return path
+
+
+def minilm_paragraphs(tokens: int = 128) -> Path:
+    """2,000 scored paragraphs: all of WikiText-2 "test", then the last of "valid"; int64 [2000, tokens].
+
+    Cut, or padded on the right. "test" holds 1,835 paragraphs; what comes from "valid" never calibrates.
+    """
+    path = cached(f"minilm_paragraphs_{tokens}.npz")
+    if not path.is_file():
+        test = _paragraphs("wikitext2_test.txt")
+        missing = PARAGRAPHS - len(test)
+        if missing > HELD_BACK:
+            raise ValueError(
+                f"{missing} paragraphs wanted of valid, {HELD_BACK} are held back from calibration"
+            )
+        ids, mask = _tokenized(test + _paragraphs("wikitext2_valid.txt")[-missing:], tokens)
+        _save(path, input_ids=ids, attention_mask=mask)
+    return path
+
+
+def magika_calibration() -> Path:
+    """This project's own files, as they are and packed, in Magika's input form: `bytes` int32 [rows, 2048].
+
+    Made anew where the project's files have changed.
+    """
+    rows = magika_input.project_rows()
+    path = cached(f"magika_calibration_{hashlib.sha256(rows.tobytes()).hexdigest()[:12]}.npz")
+    if not path.is_file():
+        _save(path, bytes=rows)
+    return path
+
+
+def magika_labelled() -> Path:
+    """The 152 labelled files as shipped: `bytes` int32 [152, 2048] and int64 `labels`."""
+    return shared("magika_labelled_files.npz")
+
+
+def _paragraphs(name: str) -> list[str]:
+    """Lines of running text: no headings, and at least 20 words, which leaves out cells of tables."""
+    lines = (line.strip() for line in shared(name).read_text(encoding="utf-8").splitlines())
+    return [line for line in lines if not line.startswith("=") and len(line.split()) >= 20]
+
+
+def _tokenized(texts: list[str], tokens: int) -> tuple[np.ndarray, np.ndarray]:
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(models.minilm_folder() / "tokenizer.json"))
+    tokenizer.enable_truncation(tokens)
+    tokenizer.enable_padding(length=tokens)
+    rows = tokenizer.encode_batch(texts)
+    ids = np.array([row.ids for row in rows], np.int64)
+    return ids, np.array([row.attention_mask for row in rows], np.int64)
+
+
+def _normalized(images: np.ndarray) -> np.ndarray:
+    scaled = (images.astype(np.float32) / 255 - IMAGE_MEAN) / IMAGE_STD
+    return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2))
+
+
+def _enlarged(images: np.ndarray) -> np.ndarray:
+    import torch
+
+    return torch.nn.functional.interpolate(torch.from_numpy(images), size=(224, 224), mode="bilinear").numpy()
+
+
+def _save(path: Path, **arrays: np.ndarray) -> None:
+    partial = path.with_name("partial-" + path.name)
+    np.savez(partial, **arrays)
+    os.replace(partial, path)
+
+
+def _save_parts(path: Path, name: str, shape: tuple[int, ...], parts: Iterable[np.ndarray]) -> None:
+    """An `.npz` of one float32 array that is never in memory as a whole."""
+    partial = path.with_name("partial-" + path.name)
+    with zipfile.ZipFile(partial, "w") as archive, archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+        header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        for part in parts:
+            file.write(np.ascontiguousarray(part, "<f4").tobytes())
+    os.replace(partial, path)
