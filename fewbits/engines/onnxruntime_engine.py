@@ -111,8 +111,10 @@ def library() -> ModuleType:
     disturb what is measured. A value that the user has set stays.
     """
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-    import onnxruntime
-
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise EngineError(f"onnxruntime is installed but cannot be imported: {error}") from error
     return onnxruntime
 
 

@@ -137,8 +137,11 @@ def _result_name(output: Any) -> str:
 
 def library() -> ModuleType:
     """The openvino module, imported so that it neither reports home nor keeps an id there."""
-    with _without("openvino_telemetry"):
-        import openvino
+    try:
+        with _without("openvino_telemetry"):
+            import openvino
+    except ImportError as error:
+        raise EngineError(f"openvino is installed but cannot be imported: {error}") from error
     return openvino
 
 

@@ -27,18 +27,22 @@ WARM_UP_S = 0.1
 WARM_UP_RUNS = 3
 # A block starts with this share of its time uncounted: caches and threads come back from the others' turn.
 SETTLE = 0.1
-# Idle means: less than this share of one core over a window, soon enough after the last run. ONNX Runtime's
-# threads spin for some 35 ms before they sleep.
-IDLE_SHARE, IDLE_WINDOW_S, IDLE_LIMIT_S = 0.1, 0.005, 2.0
+# Idle means: less than this share of one core over a window. ONNX Runtime's threads spin for some 35 ms
+# before they sleep. The window holds several ticks of the system's clock, by which threads are charged.
+IDLE_SHARE, IDLE_WINDOW_S, IDLE_LIMIT_S = 0.1, 0.02, 2.0
 
 
-class Contestant:
-    """What a worker runs: prepared, then loaded, then called in blocks."""
+Run = Callable[[], object]
+Load = Callable[[], Run]
 
-    def __init__(self, prepare: Callable[[], Callable[[], Callable[[], object]]]) -> None:
-        self._load = prepare()
+
+class Runner:
+    """Loads what was prepared, then runs it in blocks."""
+
+    def __init__(self, load: Load) -> None:
+        self._load = load
         self._resident_before = _resident_bytes()
-        self._run: Callable[[], object] = lambda: None
+        self._run: Run = lambda: None
         self._typical_s = 0.0
 
     def load(self) -> dict[str, Any]:
@@ -58,15 +62,16 @@ class Contestant:
         return {"times_ns": timed_runs(self._run, seconds, 1)}
 
 
-def timed_runs(run: Callable[[], object], seconds: float, at_least: int) -> list[int]:
+def timed_runs(run: Run, seconds: float, at_least: int) -> list[int]:
     """Call ``run`` until ``seconds`` have passed and ``at_least`` calls were made; nanoseconds each."""
     times: list[int] = []
-    end = time.perf_counter_ns() + int(seconds * 1e9)
-    start = 0
-    while start < end or len(times) < at_least:
+    now = time.perf_counter_ns()
+    end = now + int(seconds * 1e9)
+    while now < end or len(times) < at_least:
         start = time.perf_counter_ns()
         run()
-        times.append(time.perf_counter_ns() - start)
+        now = time.perf_counter_ns()
+        times.append(now - start)
     return times
 
 
@@ -84,60 +89,53 @@ def wait_until_idle() -> None:
             return
         if time.perf_counter() > deadline:
             raise RuntimeError(
-                f"{share:.0%} of a core is busy {IDLE_LIMIT_S:g} s after the last run and would slow others"
+                f"{share:.0%} of a core is busy {IDLE_LIMIT_S:g} s after the last run: it would slow others"
             )
 
 
-def _file_contestant(request: dict[str, Any]) -> Contestant:
+def _prepare_file(request: dict[str, Any]) -> Load:
     import numpy as np
 
     from fewbits.engines.engine import EngineSettings, get
 
     settings = EngineSettings(**request["settings"])
+    engine = get(settings.engine)
+    engine.prepare()
+    with np.load(request["feeds"], allow_pickle=False) as archive:
+        feeds = {name: archive[name] for name in archive.files}
+    shapes = {name: array.shape for name, array in feeds.items()}
 
-    def prepare() -> Callable[[], Callable[[], object]]:
-        engine = get(settings.engine)
-        engine.prepare()
-        with np.load(request["feeds"], allow_pickle=False) as archive:
-            feeds = {name: archive[name] for name in archive.files}
-        shapes = {name: array.shape for name, array in feeds.items()}
+    def load() -> Run:
+        session = engine.compile(request["path"], settings, shapes)
+        return lambda: session.run(feeds)
 
-        def load() -> Callable[[], object]:
-            session = engine.compile(request["path"], settings, shapes)
-            return lambda: session.run(feeds)
-
-        return load
-
-    return Contestant(prepare)
+    return load
 
 
-def _callable_contestant(request: dict[str, Any]) -> Contestant:
-    def prepare() -> Callable[[], Callable[[], object]]:
-        module, _, factory = request["factory"].partition(":")
-        make = getattr(importlib.import_module(module), factory)
-        return lambda: make(**request["kwargs"])
-
-    return Contestant(prepare)
+def _prepare_callable(request: dict[str, Any]) -> Load:
+    module, _, factory = request["factory"].partition(":")
+    make = getattr(importlib.import_module(module), factory)
+    return lambda: make(**request["kwargs"])
 
 
-_KINDS = {"file": _file_contestant, "callable": _callable_contestant}
+_PREPARE = {"file": _prepare_file, "callable": _prepare_callable}
 
 
 def serve(requests: SimpleQueue[dict[str, Any]], answers: TextIO) -> None:
     """Answer requests until one fails."""
-    contestant: Contestant | None = None
+    runner: Runner | None = None
     while True:
         request = requests.get()
+        answer: dict[str, Any] = {}
         try:
-            answer: dict[str, Any] = {}
             if request["do"] == "prepare":
-                contestant = _KINDS[request["kind"]](request)
-            elif contestant is None:
+                runner = Runner(_PREPARE[request["kind"]](request))
+            elif runner is None:
                 raise RuntimeError("a worker must be prepared first")
             elif request["do"] == "load":
-                answer = contestant.load()
+                answer = runner.load()
             else:
-                answer = contestant.block(request["seconds"])
+                answer = runner.block(request["seconds"])
             wait_until_idle()
         except Exception as error:
             answer = {"error": " ".join(f"{_prefix(error)}{error}".split())}

@@ -22,7 +22,7 @@ class WorkerFailure(Exception):
 class WorkerProcess:
     """One `fewbits.measure.worker`, which finds the modules that this process finds.
 
-    Use as a context manager: on leaving, the worker and whatever it started are killed.
+    Use as a context manager: on leaving, the worker is killed, with its process group where there is such.
     """
 
     def __init__(self) -> None:
@@ -73,7 +73,8 @@ class WorkerProcess:
         """End the worker now, whatever it does; a second call does nothing."""
         if self._process.poll() is None:
             if hasattr(os, "killpg"):
-                os.killpg(self._process.pid, signal.SIGKILL)
+                with suppress(ProcessLookupError, PermissionError):  # it ended just now
+                    os.killpg(self._process.pid, signal.SIGKILL)
             else:
                 self._process.kill()
         self._process.wait()
