@@ -8,10 +8,13 @@ scores on the labelled ones.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
@@ -100,6 +103,42 @@ def magika_calibration() -> Path:
 def magika_labelled() -> Path:
     """The 152 labelled files as shipped: `bytes` int32 [152, 2048] and int64 `labels`."""
     return shared("magika_labelled_files.npz")
+
+
+def stream(path: Path) -> Iterator[dict[str, np.ndarray]]:
+    """The samples of an `.npz` one by one, each with a batch axis of 1, without reading the file whole.
+
+    Labels are left out. The file must hold plain row-major arrays, as `numpy.savez` writes them.
+    """
+    with zipfile.ZipFile(path) as archive, ExitStack() as stack:
+        columns = {
+            member.removesuffix(".npy"): _Column(stack.enter_context(archive.open(member)))
+            for member in archive.namelist()
+            if member != "labels.npy"
+        }
+        for _ in range(next(iter(columns.values())).rows):
+            yield {name: column.read_row() for name, column in columns.items()}
+
+
+def count(path: Path) -> int:
+    """The number of samples in an `.npz`."""
+    with zipfile.ZipFile(path) as archive, archive.open(archive.namelist()[0]) as member:
+        return _Column(member).rows
+
+
+class _Column:
+    """One array of an `.npz`, read row by row."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        np.lib.format.read_magic(file)
+        (self.rows, *rest), _, self._dtype = np.lib.format.read_array_header_1_0(file)
+        self._shape = (1, *rest)
+        self._file = file
+
+    def read_row(self) -> np.ndarray:
+        """The next row, with a first axis of 1."""
+        content = self._file.read(math.prod(self._shape) * self._dtype.itemsize)
+        return np.frombuffer(content, self._dtype).reshape(self._shape)
 
 
 def _paragraphs(name: str) -> list[str]:

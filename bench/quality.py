@@ -32,6 +32,11 @@ def correct(outputs: np.ndarray, labels: np.ndarray) -> int:
     return int((outputs.argmax(axis=1) == labels).sum())
 
 
+def lost(reference: np.ndarray, outputs: np.ndarray, labels: np.ndarray) -> int:
+    """Number of rows that `reference` has right and `outputs` has wrong."""
+    return int(((reference.argmax(axis=1) == labels) & (outputs.argmax(axis=1) != labels)).sum())
+
+
 def _nearest_other(vectors: np.ndarray) -> np.ndarray:
     similarity = _unit(vectors) @ _unit(vectors).T
     np.fill_diagonal(similarity, -np.inf)

@@ -1,0 +1,19 @@
+"""The cases by name, in the order they run."""
+
+from __future__ import annotations
+
+from bench.case import Case
+from bench.cases import calibration_memory, calibration_time, cifar, magika, minilm, resnet18
+
+CASES: dict[str, Case] = {
+    case.name: case
+    for case in (
+        minilm.CASE,
+        resnet18.CASE,
+        cifar.RESNET20,
+        cifar.RESNET56,
+        magika.CASE,
+        calibration_time.CASE,
+        calibration_memory.CASE,
+    )
+}

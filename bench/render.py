@@ -1,0 +1,95 @@
+"""Results as tables: one set of cells, shown on a terminal or as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from rich.console import Console
+from rich.table import Table
+
+from bench.entrants import FLOATS
+from bench.table import CaseResult, Check, Row
+from fewbits.measure.latency import ratio
+
+
+def show(result: CaseResult, console: Console) -> None:
+    """Print a case on a terminal."""
+    console.print(f"\n[bold]{result.title}[/bold] ({result.name}). {result.setting}")
+    table = Table(box=None, pad_edge=False)
+    for heading in _headings(result):
+        table.add_column(heading, justify="left" if heading in ("contestant", "note") else "right")
+    for row, cells in zip(result.rows, _cells(result), strict=True):
+        table.add_row(*cells, style="bold" if row.role == "fewbits" else None)
+    console.print(table)
+    for check in result.checks:
+        colour = {True: "green", False: "red", None: "yellow"}[check.reached]
+        console.print(f"  [{colour}]{_verdict(check)}[/{colour}] {_sentence(check)}", highlight=False)
+
+
+def markdown(results: Iterable[CaseResult]) -> str:
+    """All cases as Markdown sections."""
+    return "\n".join(_section(result) for result in results)
+
+
+def _section(result: CaseResult) -> str:
+    headings = _headings(result)
+    lines = [f"### {result.title}", "", result.setting, ""]
+    lines += [_line(headings), _line(["---"] * len(headings))]
+    lines += [_line(cells) for cells in _cells(result)]
+    lines += [""]
+    lines += [f"- **{_verdict(check)}**: {_sentence(check)}" for check in result.checks]
+    return "\n".join([*lines, ""])
+
+
+def _line(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _headings(result: CaseResult) -> list[str]:
+    timed = ["MB", "ms p50", "p10 to p90", "speedup"] if _timed(result) else []
+    return ["contestant", *timed, *(column.heading for column in result.columns), "note"]
+
+
+def _cells(result: CaseResult) -> list[list[str]]:
+    floats = [row for row in result.rows if row.name in FLOATS and row.latency is not None]
+    best = min(floats, key=lambda row: row.latency.p50_ms if row.latency else 0.0, default=None)
+    cells = []
+    for row in result.rows:
+        scores = [
+            column.form.format(row.scores[column.key]) if column.key in row.scores else ""
+            for column in result.columns
+        ]
+        timed = _time_cells(row, best) if _timed(result) else []
+        cells.append([row.name, *timed, *scores, row.error or row.note])
+    return cells
+
+
+def _timed(result: CaseResult) -> bool:
+    return any(row.latency is not None for row in result.rows)
+
+
+def _time_cells(row: Row, best: Row | None) -> list[str]:
+    latency = row.latency
+    if latency is None:
+        return ["", "", "", ""]
+    speedup = ""
+    if best is not None and best.latency is not None:
+        speedup = f"{ratio(best.latency, latency).value:.2f}"
+    return [
+        f"{row.size_bytes / 1e6:.2f}",
+        f"{latency.p50_ms:.3f}",
+        f"{latency.p10_ms:.3f} to {latency.p90_ms:.3f}",
+        speedup,
+    ]
+
+
+def _verdict(check: Check) -> str:
+    return {True: "reached", False: "not reached", None: "not measured"}[check.reached]
+
+
+def _sentence(check: Check) -> str:
+    if check.value is None:
+        return f"{check.what}: {check.why}"
+    interval = "" if check.low is None else f" [{check.low:.3f} to {check.high:.3f}]"
+    why = f" ({check.why})" if check.why else ""
+    return f"{check.what}: {check.value:.4g}{interval}, {check.sense} {check.limit:.4g}{why}"
