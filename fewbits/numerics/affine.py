@@ -80,7 +80,8 @@ def scale_zero_point(
 
     The range is first widened to hold zero. Asymmetric: ``scale = (high - low) / (qmax - qmin)``, the
     zero point rounded half to even. Symmetric: the smallest step that reaches both ends; the zero point is
-    None for signed codes. A range of only zero gets scale 1; other scales are at least the smallest normal float32.
+    None for signed codes. A range of only zero gets scale 1; other scales are at least the smallest
+    normal float32.
     Raises InputError for ends that are not finite or out of order.
     """
     codes = code_range(find(qtype), symmetric, qmin, qmax)
@@ -118,9 +119,33 @@ def textbook_scale(x_min: float, x_max: float, bits: int) -> float:
     return (x_max - x_min) / (2**bits - 1)
 
 
-def encode(rows: Tensor, scale: Tensor, zero_point: Tensor | None, codes: CodeRange, out: Tensor) -> None:
-    """Write ``clamp(round(rows / scale) + zero_point)`` to ``out``, which has the codes' dtype."""
-    steps = torch.div(rows, scale).round_()
-    if zero_point is not None:
-        steps += zero_point
-    out.copy_(steps.clamp_(codes.qmin, codes.qmax))
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """The parameters of uniform rows, each (channels, groups, 1).
+
+    ``zero_point`` is int32; ``free_zero_point`` is float32, in code units, and takes its place where the
+    search lets zero fall between codes.
+    """
+
+    scale: Tensor
+    zero_point: Tensor | None = None
+    free_zero_point: Tensor | None = None
+
+
+def encode_affine(rows: Tensor, grid: Grid, codes: CodeRange) -> Tensor:
+    """``clamp(round(rows / scale) + zero_point)``, in float32; a free zero point is added before rounding."""
+    steps = rows / grid.scale
+    if grid.free_zero_point is not None:
+        steps += grid.free_zero_point
+    steps.round_()
+    if grid.zero_point is not None:
+        steps += grid.zero_point
+    return steps.clamp_(codes.qmin, codes.qmax)
+
+
+def truncate(values: Tensor, row: QType, *, saturate: bool) -> Tensor:
+    """Integers without the fraction; too large ones saturate, or keep their low bits as in ONNX Cast."""
+    whole = values.trunc()
+    if saturate:
+        return whole.clamp_(row.qmin, row.qmax)
+    return (whole.long() - row.qmin) % (1 << row.bits) + row.qmin

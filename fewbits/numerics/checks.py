@@ -24,7 +24,9 @@ def require_floating(x: Tensor, name: str | None) -> None:
 def not_finite(x: Tensor, name: str | None) -> InputError:
     """The error for a tensor known to hold a NaN or an infinity in float32: where, and which."""
     flat = x.detach().reshape(-1)
-    at = int(torch.isfinite(flat.float()).logical_not_().int().argmax())
+    nan = flat.isnan()
+    wrong = nan if bool(nan.any()) else ~torch.isfinite(flat.float())
+    at = int(wrong.int().argmax())
     index = tuple(int(i) for i in torch.unravel_index(torch.tensor(at), x.shape)) if x.dim() else ()
     return InputError(
         f"{called(name)} holds {flat[at].item()} at index {index}; "

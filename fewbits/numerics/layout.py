@@ -13,6 +13,9 @@ from fewbits.errors import InputError
 _CPU_BLOCK = 1 << 18  # a float32 block and its temporaries stay in the cache
 _DEVICE_BLOCK = 1 << 24  # an accelerator wants few, large launches
 
+RowBlock = tuple[slice, slice]
+Block = tuple[slice, slice, slice]
+
 
 def block_size(x: Tensor) -> int:
     """Elements of ``x`` worked on at a time; a multiple of 8, so that packed blocks meet at whole bytes."""
@@ -65,7 +68,7 @@ class Layout:
         """A parameter as (channels, groups, 1), ready to meet rows."""
         return parameter.reshape(self.channels, self.groups, 1)
 
-    def row_blocks(self, size: int) -> Iterator[tuple[slice, slice]]:
+    def row_blocks(self, size: int) -> Iterator[RowBlock]:
         """Blocks of whole rows, (channels, groups) slices, of at most ``size`` elements or one row."""
         per_block = max(1, size // self.length)
         if per_block >= self.groups:
@@ -77,7 +80,7 @@ class Layout:
                 for start in range(0, self.groups, per_block):
                     yield slice(channel, channel + 1), slice(start, start + per_block)
 
-    def blocks(self, size: int) -> Iterator[tuple[slice, slice, slice]]:
+    def blocks(self, size: int) -> Iterator[Block]:
         """Blocks of at most ``size`` elements; long rows are cut too."""
         for channels, groups in self.row_blocks(size):
             for start in range(0, self.length, size):

@@ -9,7 +9,9 @@ from torch import Tensor
 
 from fewbits.errors import InputError
 from fewbits.numerics.checks import called
-from fewbits.numerics.layout import Layout, block_size, layout_of
+from fewbits.numerics.codebook import check_books, lookup
+from fewbits.numerics.layout import Layout, RowBlock, block_size, layout_of
+from fewbits.numerics.levels import decode_levels
 from fewbits.numerics.packing import pack, packed_size
 from fewbits.numerics.qtype import QType, find
 
@@ -124,31 +126,63 @@ class QTensor:
         count = x.numel()
         return QuantizationError(absolute / count, float(largest), noise / count, sqnr)
 
-    def _values(self, codes: Tensor, rows: tuple[slice, slice], layout: Layout) -> Tensor:
-        """The float32 values of a block of codes."""
-        values = codes.float()
+    def _values(self, codes: Tensor, block: RowBlock, layout: Layout) -> Tensor:
+        """The float32 values of a block of codes (channels, groups, length)."""
+        if self.codebook is not None:
+            books = self.codebook.reshape(layout.channels, layout.groups, -1)
+            return lookup(codes, books[block])
+        if self.qtype.float_format is not None or self.qtype.levels is not None:
+            values = decode_levels(codes, self.qtype)
+        else:
+            values = codes.float()
         zero = self.zero_point if self.free_zero_point is None else self.free_zero_point
         if zero is not None:
-            values -= layout.spread(zero)[rows]
+            values -= layout.spread(zero)[block]
         if self.scale is not None:
-            values *= layout.spread(self.scale)[rows]
+            values *= layout.spread(self.scale)[block]
         return values
 
 
 def _check(q: QTensor) -> None:
     name = called(q.name)
-    if q.codes.dtype != q.qtype.code_dtype:
-        raise InputError(f"{name}: {q.qtype.name} codes are {q.qtype.code_dtype}, got {q.codes.dtype}")
-    expected = q.layout.parameter_shape
+    row = q.qtype
+    if q.codes.dtype != row.code_dtype:
+        raise InputError(f"{name}: {row.name} codes are {row.code_dtype}, got {q.codes.dtype}")
+    layout = q.layout
+    if row.kind == "codebook" and row.levels is None:
+        if q.codebook is None:
+            raise InputError(f"{name}: {row.name} needs a codebook")
+        if tuple(q.codebook.shape[:-1]) != layout.parameter_shape or q.codebook.dim() == 0:
+            raise InputError(
+                f"{name}: codebook has shape {tuple(q.codebook.shape)}, "
+                f"the layout needs {layout.parameter_shape} and an axis of entries"
+            )
+        check_books(q.codebook, row.qmax + 1, q.name)
+    elif q.codebook is not None:
+        raise InputError(f"{name}: {row.name} has no codebook of its own to store")
     parameters = {"scale": q.scale, "zero_point": q.zero_point, "free_zero_point": q.free_zero_point}
     for word, parameter in parameters.items():
-        if parameter is not None and tuple(parameter.shape) != expected:
+        if parameter is not None and tuple(parameter.shape) != layout.parameter_shape:
             raise InputError(
-                f"{name}: {word} has shape {tuple(parameter.shape)}, the layout needs {expected}"
+                f"{name}: {word} has shape {tuple(parameter.shape)}, "
+                f"the layout needs {layout.parameter_shape}"
             )
-    if q.scale is not None and not bool((torch.isfinite(q.scale) & (q.scale > 0)).all()):
-        raise InputError(f"{name}: every scale is finite and positive, got {_first_bad(q.scale)}")
+    if q.scale is not None:
+        # The closed form of a binary row of zeros is the scale 0.
+        wrong = ~torch.isfinite(q.scale) | (q.scale < 0) | ((q.scale == 0) & (row.kind != "binary"))
+        if bool(wrong.any()):
+            raise InputError(f"{name}: every scale is finite and positive, got {float(q.scale[wrong][0])}")
+    if q.zero_point is not None:
+        _check_range(q.zero_point, row.qmin, row.qmax, f"{name}: zero point", row)
+    highest = row.qmax if q.codebook is None else q.codebook.shape[-1] - 1
+    if highest - row.qmin + 1 < 1 << torch.iinfo(row.code_dtype).bits:
+        _check_range(q.codes, row.qmin, highest, f"{name}: code", row)
+    if row.kind == "binary" and bool((q.codes == 0).any()):
+        raise InputError(f"{name}: binary codes are -1 and +1, got 0")
 
 
-def _first_bad(scale: Tensor) -> float:
-    return float(scale[~(torch.isfinite(scale) & (scale > 0))].reshape(-1)[0])
+def _check_range(codes: Tensor, lowest: int, highest: int, what: str, row: QType) -> None:
+    low, high = (int(end) for end in codes.aminmax())
+    if low < lowest or high > highest:
+        worst = low if low < lowest else high
+        raise InputError(f"{what} {worst} is out of range; {row.name} goes from {lowest} to {highest} here")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 
@@ -30,6 +30,17 @@ class FloatFormat:
     mantissa_bits: int
     bias: int
     specials: Specials
+
+    def __post_init__(self) -> None:
+        if self.specials not in get_args(Specials):
+            raise InputError(f"specials {self.specials!r}; known are {', '.join(get_args(Specials))}")
+        if not (1 <= self.exponent_bits <= 8 and 0 <= self.mantissa_bits <= 23):
+            raise InputError(
+                f"a float of {self.exponent_bits} exponent and {self.mantissa_bits} mantissa bits; "
+                f"1 to 8 and 0 to 23 are supported"
+            )
+        if self.specials == "ieee" and self.mantissa_bits == 0:
+            raise InputError("an ieee float needs a mantissa bit to tell NaN from infinity")
 
     @property
     def signed(self) -> bool:
@@ -68,7 +79,8 @@ class QType:
     ``bits`` is the width of one packed code; ``qmin`` and ``qmax`` bound the unpacked codes.
     ``float_format`` is set for kind ``float``. ``levels`` (ascending) is set for a codebook known in
     advance and None for a learned one. A block format fixes its own ``group_size``. ``scale_type`` names
-    the row in which scales are stored; None is float32.
+    the float row in which scales are stored; None is float32. ``tensor_scale`` says that a second, float32
+    scale of the whole tensor multiplies those.
     """
 
     name: str
@@ -80,8 +92,13 @@ class QType:
     levels: tuple[float, ...] | None = None
     group_size: int | None = None
     scale_type: str | None = None
+    tensor_scale: bool = False
 
     def __post_init__(self) -> None:
+        if self.kind not in get_args(Kind):
+            raise InputError(
+                f"qtype {self.name!r}: kind {self.kind!r}; known are {', '.join(get_args(Kind))}"
+            )
         if not 1 <= self.bits <= 16:
             raise InputError(f"qtype {self.name!r}: bits is {self.bits}; codes have 1 to 16 bits")
         if self.qmin >= self.qmax:
@@ -182,11 +199,12 @@ def float_row(
     *,
     group_size: int | None = None,
     scale_type: str | None = None,
+    tensor_scale: bool = False,
 ) -> QType:
     """The row of a narrow float; codes are its bit patterns."""
     fmt = FloatFormat(exponent_bits, mantissa_bits, bias, specials)
     bits = int(fmt.signed) + exponent_bits + mantissa_bits
-    return QType(name, "float", bits, 0, (1 << bits) - 1, fmt, None, group_size, scale_type)
+    return QType(name, "float", bits, 0, (1 << bits) - 1, fmt, None, group_size, scale_type, tensor_scale)
 
 
 def levels_row(name: str, bits: int, levels: tuple[float, ...], scale_type: str | None = None) -> QType:
@@ -245,7 +263,7 @@ register(float_row("e8m0", 8, 0, 127, "e8m0"))
 register(float_row("mxfp8_e4m3", 4, 3, 7, "fn", group_size=32, scale_type="e8m0"))
 register(float_row("mxfp8_e5m2", 5, 2, 15, "ieee", group_size=32, scale_type="e8m0"))
 register(float_row("mxfp4", 2, 1, 1, "none", group_size=32, scale_type="e8m0"))
-register(float_row("nvfp4", 2, 1, 1, "none", group_size=16, scale_type="fp8_e4m3fn"))
+register(float_row("nvfp4", 2, 1, 1, "none", group_size=16, scale_type="fp8_e4m3fn", tensor_scale=True))
 register(levels_row("nf4", 4, _NF4))
 for _bits in (2, 3, 4, 5, 6, 7, 8):
     register(learned_row(_bits))

@@ -1,8 +1,4 @@
-"""Choosing the range of a uniform grid: each search is a small record, named in ``SEARCHES``.
-
-A search sees rows of finite float32 values, (channels, groups, length), and their ends,
-(channels, groups, 1), and returns a Grid for each row.
-"""
+"""Choosing the grid of uniform rows: each search is a small record, named in ``SEARCHES``."""
 
 from __future__ import annotations
 
@@ -13,77 +9,339 @@ import torch
 from torch import Tensor
 
 from fewbits.errors import InputError
-from fewbits.numerics.affine import SMALLEST_SCALE, CodeRange, fit_range
-
-
-@dataclass(frozen=True, slots=True)
-class Grid:
-    """The parameters of uniform rows, each (channels, groups, 1): float32 scale, int32 zero point."""
-
-    scale: Tensor
-    zero_point: Tensor | None
+from fewbits.numerics.affine import CodeRange, Grid, fit_range, floored
+from fewbits.numerics.sample import Points, Sample
 
 
 class Search(Protocol):
-    """What picks the range."""
+    """What picks the grid of each row of a sample."""
 
-    def grid(self, rows: Tensor, low: Tensor, high: Tensor, codes: CodeRange) -> Grid:
+    def grid(self, sample: Sample, codes: CodeRange) -> Grid:
         """The grid of each row."""
         ...
+
+
+def spanning(low: Tensor, high: Tensor, codes: CodeRange) -> Grid:
+    """The grid that reaches from ``low`` to ``high``; where they are equal the step is that one value.
+
+    A row of one value c is then ``c * 1`` and exact, which ``c / qmax * qmax`` is not.
+    """
+    scale, zero_point = fit_range(low, high, codes)
+    constant = low == high
+    scale = torch.where(constant, floored(low.abs()), scale)
+    if zero_point is not None and not codes.symmetric:
+        zero_point = torch.where(constant, codes.qmin + (low < 0).int(), zero_point)
+    return Grid(scale, zero_point)
 
 
 @dataclass(frozen=True, slots=True)
 class MinMax:
     """The whole range: nothing is clipped."""
 
-    def grid(self, rows: Tensor, low: Tensor, high: Tensor, codes: CodeRange) -> Grid:
-        """The grid that spans each row's ends."""
-        scale, zero_point = fit_range(low, high, codes)
-        return Grid(scale, zero_point)
+    def grid(self, sample: Sample, codes: CodeRange) -> Grid:
+        """The grid that reaches both ends of each row."""
+        return spanning(*sample.ends, codes)
+
+
+@dataclass(frozen=True, slots=True)
+class Percentile:
+    """The range that leaves out half of ``100 - inside`` percent of the values on each side."""
+
+    inside: float = 99.99
+
+    def __post_init__(self) -> None:
+        if not 0 < self.inside <= 100:
+            raise InputError(f"a percentile is above 0 and at most 100, got {self.inside}")
+
+    def grid(self, sample: Sample, codes: CodeRange) -> Grid:
+        """The grid over that share of each row, interpolated between neighbouring values."""
+        values, order = sample.points.values.sort(dim=-1)
+        weights = torch.ones_like(values) if sample.points.weights is None else sample.points.weights
+        weights = weights.gather(-1, order).double()
+        # A point stands for a run of elements: its rank is the middle of theirs, counted from 0.
+        rank = weights.cumsum(-1) - (weights + 1) / 2
+        last = weights.sum(dim=-1, keepdim=True) - 1
+        tail = (100 - self.inside) / 200
+        low, high = _at_rank(values, rank, last * tail), _at_rank(values, rank, last * (1 - tail))
+        return spanning(low, high, codes)
+
+
+def _at_rank(values: Tensor, rank: Tensor, wanted: Tensor) -> Tensor:
+    upper = torch.searchsorted(rank, wanted).clamp_(max=values.shape[-1] - 1)
+    lower = (upper - 1).clamp_(min=0)
+    before, after = rank.gather(-1, lower), rank.gather(-1, upper)
+    share = ((wanted - before) / (after - before).clamp_(min=1e-9)).clamp_(0, 1)
+    return torch.lerp(values.gather(-1, lower).double(), values.gather(-1, upper).double(), share).float()
 
 
 @dataclass(frozen=True, slots=True)
 class MeanSquare:
-    """The range of least mean squared error: shrunken ranges are tried, the best is refined.
+    """The grid of least mean squared error whose zero point is a code.
 
-    ``candidates`` shrink factors between ``smallest`` and 1 are compared.
+    ``coarse`` factors shrink the whole range, ``fine`` ones then move the best of them. Each is judged by the
+    error left once its step is fitted to its codes by least squares; last, rounding and fitting alternate.
     """
 
-    candidates: int = 20
-    smallest: float = 0.4
+    coarse: tuple[float, ...] = tuple(0.8**k for k in range(1, 18))
+    fine: tuple[float, ...] = (0.87, 0.93, 1.07, 1.14)
+    refinements: int = 3
 
-    def grid(self, rows: Tensor, low: Tensor, high: Tensor, codes: CodeRange) -> Grid:
-        """The best grid of each row found."""
-        best_scale, best_zero = fit_range(low, high, codes)
-        best = _squared_error(rows, best_scale, best_zero, codes)
-        for number in range(self.candidates - 1):
-            factor = self.smallest + (1 - self.smallest) * number / (self.candidates - 1)
-            scale, zero = fit_range(low * factor, high * factor, codes)
-            error = _squared_error(rows, scale, zero, codes)
-            better = error < best
-            best = torch.where(better, error, best)
-            best_scale = torch.where(better, scale, best_scale)
-            if zero is not None and best_zero is not None:
-                best_zero = torch.where(better, zero, best_zero)
-        return Grid(best_scale, best_zero)
+    def grid(self, sample: Sample, codes: CodeRange) -> Grid:
+        """The best grid found for each row."""
+        start = spanning(*sample.ends, codes)
+        bounds = level_bounds(start.zero_point, codes)
+        # In units of the first step nothing overflows or underflows.
+        points = Points(sample.points.values / start.scale, sample.points.weights)
+        gain, step = _fit_step(points, torch.ones_like(start.scale), bounds)
+
+        def consider(candidate: Tensor) -> None:
+            nonlocal gain, step
+            reached, fitted = _fit_step(points, candidate, bounds)
+            better = reached > gain
+            gain, step = torch.where(better, reached, gain), torch.where(better, fitted, step)
+
+        whole = step
+        for factor in self.coarse:
+            consider(whole * factor)
+        best = step
+        for factor in self.fine:
+            consider(best * factor)
+        for _ in range(self.refinements):
+            consider(step)
+        # With many codes the gains differ by less than float32 resolves: never do worse than the whole range.
+        worse = _misfit(points, step, bounds) >= _misfit(points, torch.ones_like(step), bounds)
+        return Grid(torch.where(worse, start.scale, floored(start.scale * step)), start.zero_point)
 
 
-def _levels(rows: Tensor, scale: Tensor, zero_point: Tensor | None, codes: CodeRange) -> Tensor:
-    """Codes less their zero point, in float32."""
-    levels = torch.div(rows, scale).round_()
+def _misfit(points: Points, step: Tensor, bounds: Bounds) -> Tensor:
+    """The squared error at ``step``."""
+    error = (points.values / step).round_().clamp_(*bounds).mul_(step).sub_(points.values)
+    return points.total(error.square_())
+
+
+def _fit_step(points: Points, step: Tensor, bounds: Bounds) -> tuple[Tensor, Tensor]:
+    """How much of sum x^2 the codes at ``step`` explain, and the step that explains it, by least squares."""
+    level = (points.values / step).round_().clamp_(*bounds)
+    inner = points.total(points.values * level)
+    power = points.total(level.square_())
+    used = power > 0
+    fitted = torch.where(used, inner / power, step)
+    return torch.where(used, inner * fitted, 0.0), fitted
+
+
+@dataclass(frozen=True, slots=True)
+class LeastSquares:
+    """The grid of least mean squared error with a free zero point: it need not be a code.
+
+    From each shrunken range, rounding and a least-squares fit of step and zero point alternate.
+    """
+
+    starts: tuple[float, ...] = tuple(0.85**k for k in range(10))
+    refinements: int = 6
+
+    def grid(self, sample: Sample, codes: CodeRange) -> Grid:
+        """The best grid found for each row."""
+        low, high = sample.ends
+        scale = floored(high / codes.steps - low / codes.steps)
+        points = Points(sample.points.values / scale - low / scale, sample.points.weights)
+        # Ranges shrink towards zero, or the end nearest to it, so that one-sided rows keep that end.
+        center = (torch.zeros_like(low).clamp(low, high) - low) / scale
+        best = _Line(torch.full_like(scale, -1.0), torch.ones_like(scale), torch.zeros_like(scale))
+        for start in self.starts:
+            best = best.or_better(
+                _fit_line(points, torch.full_like(scale, start), center * (1 - start), codes)
+            )
+        for _ in range(self.refinements):
+            best = best.or_better(_fit_line(points, best.step, best.offset, codes))
+        step = floored(scale * best.step)
+        return Grid(step, free_zero_point=codes.qmin - (low + best.offset * scale) / step)
+
+
+@dataclass(frozen=True, slots=True)
+class _Line:
+    """Levels at ``offset + level * step`` and how much variance they explain, one line per row."""
+
+    gain: Tensor
+    step: Tensor
+    offset: Tensor
+
+    def or_better(self, other: _Line) -> _Line:
+        better = other.gain > self.gain
+        return _Line(
+            torch.where(better, other.gain, self.gain),
+            torch.where(better, other.step, self.step),
+            torch.where(better, other.offset, self.offset),
+        )
+
+
+def _fit_line(points: Points, step: Tensor, offset: Tensor, codes: CodeRange) -> _Line:
+    """The line fitted by least squares to the codes that the given one leads to."""
+    level = (points.values - offset).div_(step).round_().clamp_(0, codes.steps)
+    count = points.total(torch.ones_like(level))
+    mean = points.total(points.values.clone()) / count
+    middle = points.total(level.clone()) / count
+    level -= middle
+    covariance = points.total(points.values * level)
+    variance = points.total(level.square_())
+    used = variance > 0
+    fitted = torch.where(used, covariance / variance, step)
+    return _Line(torch.where(used, covariance * fitted, 0.0), fitted, mean - middle * fitted)
+
+
+@dataclass(frozen=True, slots=True)
+class HalfQuadratic:
+    """A free zero point that minimizes the p-norm of the error, p below 1, by half-quadratic splitting.
+
+    The step is that of the whole range. Large errors count less than in the square, so outliers weigh less.
+    The error is measured in steps, which makes the result independent of the tensor's own unit.
+    Source: Badri and Shaji 2023, Half-Quadratic Quantization, with its constants.
+    """
+
+    norm: float = 0.7
+    beta: float = 10.0
+    growth: float = 1.01
+    iterations: int = 20
+
+    def grid(self, sample: Sample, codes: CodeRange) -> Grid:
+        """The grid of each row whose mean absolute error was the least on the way."""
+        low, high = sample.ends
+        scale = floored(high / codes.steps - low / codes.steps)
+        points = Points(sample.points.values / scale, sample.points.weights)
+        count = points.total(torch.ones_like(points.values))
+        zero = codes.qmin - low / scale
+        best, least = zero, torch.full_like(scale, torch.inf)
+        beta = self.beta
+        for _ in range(self.iterations):
+            code = (points.values + zero).round_().clamp_(codes.qmin, codes.qmax)
+            error = points.values - (code - zero)
+            size = error.abs()
+            shrunk = error.sign() * (size - size.pow(self.norm - 1) / beta).clamp_(min=0)
+            distance = points.total(size)
+            better = distance < least
+            least, best = torch.where(better, distance, least), torch.where(better, zero, best)
+            zero = points.total(code - points.values + shrunk) / count
+            beta *= self.growth
+        return Grid(scale, free_zero_point=best)
+
+
+@dataclass(frozen=True, slots=True)
+class Entropy:
+    """The range whose codes lose the least information: least Kullback-Leibler divergence.
+
+    Each row's histogram is clipped at shrinking ranges, its outliers counted at their ends, and compared with
+    what the codes keep of it: one average per code. Meant for long rows, such as calibration data.
+    Source: Migacz 2017, 8-bit Inference with TensorRT; here both ends shrink together.
+    """
+
+    bins: int = 2048
+    candidates: int = 64
+    smallest: float = 0.05
+
+    def grid(self, sample: Sample, codes: CodeRange) -> Grid:
+        """The grid of least divergence among the candidates of each row."""
+        low, high = sample.ends
+        factor = torch.ones_like(low, dtype=torch.float64)
+        if codes.steps < self.bins:
+            histogram = _Histogram.of(sample, self.bins)
+            least = torch.full_like(factor, torch.inf)
+            for candidate in torch.linspace(1, self.smallest, self.candidates).tolist():
+                divergence = histogram.divergence(candidate, codes)
+                better = divergence < least
+                least, factor = torch.where(better, divergence, least), factor.masked_fill(better, candidate)
+        # A row of one value has nothing to clip.
+        factor = torch.where(low == high, 1.0, factor)
+        return spanning((low * factor).float(), (high * factor).float(), codes)
+
+
+@dataclass(frozen=True, slots=True)
+class _Histogram:
+    """Equal bins from ``bottom`` to ``top``, (channels, groups, 1), of each row, with running sums.
+
+    The running sums, (channels, groups, bins + 1) from zero, are of the counts, of the occupied bins and of
+    count * ln count: all that the divergence needs of the bins behind one code.
+    """
+
+    bottom: Tensor
+    top: Tensor
+    counts: Tensor
+    count: Tensor
+    occupied: Tensor
+    information: Tensor
+
+    @staticmethod
+    def of(sample: Sample, bins: int) -> _Histogram:
+        low, high = sample.ends
+        bottom, top = low.clamp(max=0).double(), high.clamp(min=0).double()
+        width = torch.where(top > bottom, (top - bottom) / bins, 1.0)
+        values, weights = sample.points.values, sample.points.weights
+        index = ((values.double() - bottom) / width).long().clamp_(0, bins - 1)
+        weights = torch.ones_like(values) if weights is None else weights
+        counts = torch.zeros(*index.shape[:-1], bins, dtype=torch.float64, device=index.device)
+        counts.scatter_add_(-1, index, weights.double())
+        running = [
+            torch.nn.functional.pad(s.cumsum(-1), (1, 0))
+            for s in (counts, (counts > 0).double(), _xlogx(counts))
+        ]
+        return _Histogram(bottom, top, counts, *running)
+
+    def divergence(self, factor: float, codes: CodeRange) -> Tensor:
+        """KL divergence, from the histogram clipped to ``factor`` of its range, of what the codes keep of it.
+
+        Clipping counts what lies outside in the outermost bins inside; a code keeps the average of the
+        occupied bins it stands for.
+        """
+        bins = self.counts.shape[-1]
+        width = (self.top - self.bottom).clamp(min=1e-300) / bins
+        scale, zero_point = fit_range((self.bottom * factor).float(), (self.top * factor).float(), codes)
+        lowest, _ = level_bounds(zero_point, codes)
+        between = torch.arange(codes.steps, device=scale.device) + lowest + 0.5
+        first = self._bin(self.bottom * factor, width)
+        last = self._bin(self.top * factor, width).maximum(first + 1)
+        cuts = self._bin(between * scale.double(), width).clamp(first, last)
+        cuts = torch.cat([first, cuts, last], dim=-1)
+        mass = self.count.gather(-1, cuts).diff(dim=-1)
+        average = mass / self.occupied.gather(-1, cuts).diff(dim=-1).clamp_(min=1)
+        total = self.count[..., -1:]
+        kept = mass.sum(dim=-1, keepdim=True).clamp_(min=1)
+        q = (average / kept).clamp_(min=1e-12)
+        own = self.information.gather(-1, last) - self.information.gather(-1, first)
+        crossed = (mass * q.log()).sum(dim=-1, keepdim=True)
+        edges = (first, self.count.gather(-1, first)), (last - 1, total - self.count.gather(-1, last))
+        for edge, outside in edges:
+            inside = self.counts.gather(-1, edge)
+            own += _xlogx(inside + outside) - _xlogx(inside)
+            code = torch.searchsorted(cuts, edge, right=True).clamp_(1, codes.steps + 1) - 1
+            crossed += outside * torch.where(inside > 0, q.gather(-1, code), 1e-12).log()
+        return (own - crossed) / total - total.log()
+
+    def _bin(self, value: Tensor, width: Tensor) -> Tensor:
+        """The first bin whose middle is above a value."""
+        return ((value - self.bottom) / width + 0.5).floor().long().clamp_(0, self.counts.shape[-1])
+
+
+def _xlogx(x: Tensor) -> Tensor:
+    return torch.special.xlogy(x, x)
+
+
+Bounds = tuple[Tensor, Tensor] | tuple[int, int]
+
+
+def level_bounds(zero_point: Tensor | None, codes: CodeRange) -> Bounds:
+    """The lowest and highest code less the zero point."""
     if zero_point is None:
-        return levels.clamp_(codes.qmin, codes.qmax)
-    return levels.clamp_(codes.qmin - zero_point, codes.qmax - zero_point)
+        return codes.qmin, codes.qmax
+    zero = zero_point.float()
+    return codes.qmin - zero, codes.qmax - zero
 
 
-def _squared_error(rows: Tensor, scale: Tensor, zero_point: Tensor | None, codes: CodeRange) -> Tensor:
-    error = _levels(rows, scale, zero_point, codes).mul_(scale).sub_(rows)
-    # In units of the step, so that tiny and huge rows neither underflow nor overflow.
-    error.div_(scale.clamp(min=SMALLEST_SCALE))
-    return error.square_().sum(dim=-1, keepdim=True) * scale.double().square()
-
-
-SEARCHES: dict[str, Search] = {"minmax": MinMax(), "mse": MeanSquare()}
+SEARCHES: dict[str, Search] = {
+    "minmax": MinMax(),
+    "percentile": Percentile(),
+    "entropy": Entropy(),
+    "mse": MeanSquare(),
+    "least_squares": LeastSquares(),
+    "half_quadratic": HalfQuadratic(),
+}
 
 
 def find_search(search: str | Search) -> Search:

@@ -1,0 +1,68 @@
+"""One and two bits with closed-form scales.
+
+Functions here take a Sample of rows (channels, groups, length) and give scales (channels, groups, 1).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fewbits.numerics.affine import floored
+from fewbits.numerics.sample import Sample
+
+
+def binary_scale(sample: Sample) -> Tensor:
+    """The mean magnitude, which is the best scale for the codes sign(x); 0 for a row of zeros.
+
+    Source: Rastegari et al. 2016, XNOR-Net, arXiv:1603.05279, equation 6.
+    """
+    return _mean_magnitude(sample, torch.full_like(sample.ends[0], -1.0))
+
+
+def binary_codes(rows: Tensor) -> Tensor:
+    """-1 for negative values and +1 for the others, zero of either sign included."""
+    return (rows >= 0).to(torch.int8).mul_(2).sub_(1)
+
+
+def ternary_threshold(sample: Sample) -> Tensor:
+    """0.7 times the mean magnitude: smaller magnitudes become 0.
+
+    Source: Li, Liu and Zhang 2016, Ternary Weight Networks, arXiv:1605.04711, equation 6.
+    """
+    return 0.7 * binary_scale(sample)
+
+
+def best_ternary_threshold(sample: Sample) -> Tensor:
+    """The threshold of least squared error: keeping the m largest magnitudes explains (their sum)^2 / m."""
+    points = sample.points
+    size, order = points.values.abs().sort(dim=-1, descending=True)
+    kept = torch.ones_like(size) if points.weights is None else points.weights.gather(-1, order)
+    kept = kept.double()
+    unit = floored(size[..., :1]).double()
+    explained = (size / unit * kept).cumsum(-1).square_() / kept.cumsum(-1)
+    # Between equal magnitudes no threshold fits.
+    same = torch.nn.functional.pad(size[..., 1:] == size[..., :-1], (0, 1))
+    best = explained.masked_fill_(same, -1.0).argmax(dim=-1, keepdim=True)
+    return torch.nn.functional.pad(size, (0, 1)).gather(-1, best + 1)
+
+
+def ternary_scale(sample: Sample, threshold: Tensor) -> Tensor:
+    """The mean magnitude above the threshold, the best scale for it; 1 where there is none."""
+    return floored(_mean_magnitude(sample, threshold))
+
+
+def ternary_codes(rows: Tensor, threshold: Tensor) -> Tensor:
+    """The sign of values whose magnitude is above the threshold, 0 for the others."""
+    return (rows > threshold).to(torch.int8).sub_((rows < -threshold).to(torch.int8))
+
+
+def _mean_magnitude(sample: Sample, above: Tensor) -> Tensor:
+    total = torch.zeros_like(above, dtype=torch.float64)
+    count = torch.zeros_like(total)
+    for part in sample.parts():
+        size = part.abs()
+        kept = size > above
+        total += (size * kept).sum(dim=-1, keepdim=True, dtype=torch.float64)
+        count += kept.sum(dim=-1, keepdim=True)
+    return (total / count.clamp_(min=1)).float()

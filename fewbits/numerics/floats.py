@@ -1,0 +1,120 @@
+"""Narrow floats: encode and decode bit patterns, for every row that a FloatFormat describes.
+
+Rounding is to nearest, ties to even, unless asked otherwise. What lies beyond the largest finite value after
+rounding either saturates (ONNX Cast with ``saturate=1``; infinities too) or follows the format (IEEE 754 and
+ml_dtypes): it becomes an infinity where there is one and NaN where there is not. A format without NaN (fp4)
+always saturates.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fewbits.errors import InputError
+from fewbits.numerics.qtype import FloatFormat, QType
+
+Rounding = Literal["nearest", "up", "down"]
+_ROUND = {"nearest": torch.round, "up": torch.ceil, "down": torch.floor}
+
+
+def format_of(row: QType) -> FloatFormat:
+    """The float format of a row; raises InputError for a row of another kind."""
+    if row.float_format is None:
+        raise InputError(f"qtype {row.name!r} is of kind {row.kind!r}; a float row is needed")
+    return row.float_format
+
+
+def encode_float(values: Tensor, row: QType, *, saturate: bool, rounding: Rounding = "nearest") -> Tensor:
+    """Bit patterns of ``values`` (any shape, float16 to float64) in the row's code dtype.
+
+    ``rounding`` is of the magnitude: to nearest with ties to even, or up or down.
+    NaN becomes the format's NaN, with its sign where the format keeps one. Without a NaN, fp4 turns it into
+    the largest value, as ONNX does.
+    """
+    fmt = format_of(row)
+    wide = values.double()
+    magnitude = wide.abs()
+    # The power of two at or below each value, its exponent bits alone; the mantissa's unit is that much less.
+    exponent = (magnitude.view(torch.int64) >> 52) - 1023
+    exponent.clamp_(min=fmt.min_exponent, max=1023)
+    unit = ((exponent + (1023 - fmt.mantissa_bits)) << 52).view(torch.float64)
+    steps = _ROUND[rounding](torch.nan_to_num(magnitude / unit, nan=0.0, posinf=0.0)).long()
+    # Subnormals and the first binade count from zero; each later binade starts where the one before ends.
+    code = ((exponent - fmt.min_exponent) << fmt.mantissa_bits) + steps
+    if fmt.specials == "e8m0":
+        code = (code - 1).clamp_(min=0)
+    overflow = (code > fmt.max_code) | magnitude.isinf()
+    code = torch.where(overflow, fmt.max_code if saturate else _overflow_code(fmt), code)
+    return _with_sign(code, wide, fmt).to(row.code_dtype)
+
+
+def _with_sign(code: Tensor, wide: Tensor, fmt: FloatFormat) -> Tensor:
+    negative = torch.signbit(wide)
+    if fmt.specials == "e8m0":
+        return torch.where(negative | wide.isnan(), 255, code)
+    sign_bit = 1 << (fmt.exponent_bits + fmt.mantissa_bits)
+    if fmt.specials == "fnuz":
+        # There is no minus zero: its pattern is the one NaN, which overflow shares.
+        signed = torch.where(negative & (code > 0), code | sign_bit, code & (sign_bit - 1))
+        signed = torch.where(code == sign_bit, sign_bit, signed)
+        return torch.where(wide.isnan(), sign_bit, signed)
+    code = torch.where(wide.isnan(), _nan_code(fmt), code)
+    return torch.where(negative, code | sign_bit, code)
+
+
+def _nan_code(fmt: FloatFormat) -> int:
+    """The magnitude code of the format's quiet NaN; the largest value where there is none."""
+    top = (1 << (fmt.exponent_bits + fmt.mantissa_bits)) - 1
+    match fmt.specials:
+        case "ieee":
+            return fmt.max_code + 1 + (1 << (fmt.mantissa_bits - 1))
+        case "fn":
+            return top
+        case "fnuz":
+            return top + 1
+        case "e8m0":
+            return top
+        case _:
+            return fmt.max_code
+
+
+def _overflow_code(fmt: FloatFormat) -> int:
+    return fmt.max_code + 1 if fmt.specials == "ieee" else _nan_code(fmt)
+
+
+def decode_float(codes: Tensor, row: QType) -> Tensor:
+    """The float32 values of bit patterns, exactly."""
+    table = _table(row, codes.device)
+    return table[codes.int()]
+
+
+@lru_cache(maxsize=64)
+def _table(row: QType, device: torch.device) -> Tensor:
+    """The value of every bit pattern of a row, (2 ** bits,) float32."""
+    fmt = format_of(row)
+    code = torch.arange(1 << row.bits, dtype=torch.int64)
+    magnitude = code & ((1 << (fmt.exponent_bits + fmt.mantissa_bits)) - 1)
+    field = magnitude >> fmt.mantissa_bits
+    fraction = (magnitude & ((1 << fmt.mantissa_bits) - 1)).double() / (1 << fmt.mantissa_bits)
+    if fmt.specials == "e8m0":
+        value = torch.ldexp(torch.ones_like(fraction), field + fmt.min_exponent)
+    else:
+        implicit = (field > 0).double()
+        value = torch.ldexp(implicit + fraction, field.clamp(min=1) - 1 + fmt.min_exponent)
+    return _with_specials(value, code, magnitude, fmt).float().to(device)
+
+
+def _with_specials(value: Tensor, code: Tensor, magnitude: Tensor, fmt: FloatFormat) -> Tensor:
+    if fmt.specials == "e8m0":
+        return torch.where(code == 255, torch.nan, value)
+    sign_bit = 1 << (fmt.exponent_bits + fmt.mantissa_bits)
+    if fmt.specials == "fnuz":
+        return torch.where(code == sign_bit, torch.nan, torch.where(code > sign_bit, -value, value))
+    value = torch.where(magnitude > fmt.max_code, torch.nan, value)
+    if fmt.specials == "ieee":
+        value = torch.where(magnitude == fmt.max_code + 1, torch.inf, value)
+    return torch.where(code >= sign_bit, -value, value)

@@ -1,0 +1,121 @@
+"""What a fit may ask of its rows: their ends, their values, or few weighted points that stand for them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fewbits.numerics.layout import block_size
+
+_CELLS = 512  # per block: cells of equal count, and as many of equal width
+
+
+@dataclass(frozen=True)
+class Points:
+    """Values (channels, groups, points) in float32 and how many elements each stands for (None: one)."""
+
+    values: Tensor
+    weights: Tensor | None
+
+    def total(self, terms: Tensor) -> Tensor:
+        """The weighted sum over each row, (channels, groups, 1); ``terms`` may be overwritten."""
+        if self.weights is not None:
+            terms *= self.weights
+        return terms.sum(dim=-1, keepdim=True)
+
+
+class Sample:
+    """Rows (channels, groups, length) of any floating dtype, read in float32.
+
+    Nothing is computed before it is asked for: the whole range needs the ends alone, a search the points.
+    """
+
+    def __init__(self, rows: Tensor) -> None:
+        self._rows = rows
+        self._size = block_size(rows)
+        self._long = rows.shape[-1] > self._size
+
+    def parts(self) -> Iterator[Tensor]:
+        """The rows in order, cut where they are longer than a block."""
+        if self._long:
+            for part in self._rows.split(self._size, dim=-1):
+                yield part.float()
+        else:
+            yield self._whole
+
+    @cached_property
+    def _whole(self) -> Tensor:
+        return self._rows.float()
+
+    @cached_property
+    def ends(self) -> tuple[Tensor, Tensor]:
+        """The lowest and the highest value of each row, (channels, groups, 1); NaN where there is one."""
+        rows = self._rows if self._long else self._whole
+        return rows.amin(dim=-1, keepdim=True).float(), rows.amax(dim=-1, keepdim=True).float()
+
+    @cached_property
+    def points(self) -> Points:
+        """The values themselves; for a row longer than a block, ascending means of its cells.
+
+        A cell is a run of sorted values within one block. Cells are cut by count, by width and ever finer
+        towards both ends, or at every change of value where few values occur, which are then exact.
+        """
+        if not self._long:
+            return Points(self._whole, None)
+        values, weights = _cells(self._rows.reshape(-1), self._size)
+        return Points(values.float().view(1, 1, -1), weights.float().view(1, 1, -1))
+
+
+def _cells(row: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Ascending cell means and counts, float64, of one long row."""
+    threads = torch.get_num_threads()
+    blocks = row.split(size)
+    means, counts = [], []
+    with ThreadPoolExecutor(threads) as pool:
+        # A window at a time: sorted copies of all blocks together would be a copy of the tensor.
+        for start in range(0, len(blocks), threads):
+            for ascending in pool.map(_sorted, blocks[start : start + threads]):
+                mean, count = _cut(ascending)
+                means.append(mean)
+                counts.append(count)
+    values, order = torch.cat(means).sort()
+    weights = torch.cat(counts)[order]
+    values, inverse = torch.unique_consecutive(values, return_inverse=True)
+    return values, torch.zeros_like(values).index_add_(0, inverse, weights)
+
+
+def _sorted(block: Tensor) -> Tensor:
+    block = block.float()
+    if block.device.type != "cpu":
+        return block.sort().values
+    return torch.from_numpy(np.sort(block.numpy()))  # several times faster than torch's on a CPU
+
+
+def _cut(ascending: Tensor) -> tuple[Tensor, Tensor]:
+    """Means and counts, float64, of the cells of one sorted block."""
+    count = ascending.numel()
+    device = ascending.device
+    changes = (ascending[1:] != ascending[:-1]).nonzero().view(-1) + 1
+    if changes.numel() <= 2 * _CELLS:
+        starts = torch.cat([torch.zeros(1, dtype=torch.int64, device=device), changes])
+    else:
+        low, high = ascending[0].double(), ascending[-1].double()
+        shares = torch.arange(_CELLS, dtype=torch.float64, device=device) / _CELLS
+        # Widths as shares of both ends, because their difference may overflow.
+        widths = torch.searchsorted(ascending.double(), low * (1 - shares) + high * shares)
+        near = torch.cat([torch.arange(32), (32 * 1.1 ** torch.arange(60)).long()]).to(device)
+        near = near[near < count]
+        starts = torch.cat([(shares * count).long(), widths, near, count - 1 - near]).unique()
+    sums = torch.nn.functional.pad(ascending.cumsum(0, dtype=torch.float64), (1, 0))
+    edges = torch.nn.functional.pad(starts, (0, 1), value=count)
+    counts = edges.diff().double()
+    means = sums[edges].diff() / counts
+    if changes.numel() <= 2 * _CELLS:
+        means = ascending[starts].double()
+    return means, counts
