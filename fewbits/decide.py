@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 
 import numpy as np
 import torch
 
+from fewbits.methods.gptq import damped_covariance, round_with_compensation
+from fewbits.methods.patches import patches
 from fewbits.methods.range_search import search
-from fewbits.methods.smooth_quant import Smoothing, find_smoothing
+from fewbits.methods.smooth_quant import Smoothing, fake_quantize, find_smoothing
 from fewbits.numerics import QTensor, find, quantize
-from fewbits.planning.model_info import WeightInfo
+from fewbits.planning.model_info import LayerInfo, WeightInfo
 from fewbits.planning.plan import ActivationPlan, BiasPlan, LayerPlan, Placement, Plan, Site, WeightPlan
 from fewbits.planning.recipe import Assignment, Recipe
 from fewbits.planning.scheme import Scheme
@@ -20,6 +23,7 @@ from fewbits.planning.target import Target
 SMALLEST_SCALE = float(np.finfo(np.float32).tiny)  # a smaller bias scale is denormal; engines flush it to zero
 LARGEST_CODE = 2**31 - 1
 SEVEN_BITS = 63
+MAX_COLUMNS = 2304  # wider layers are rounded to nearest: compensating takes time with the cube of the width
 
 Weights = Callable[[str], np.ndarray]
 
@@ -55,7 +59,7 @@ def decide(
         smoothing = _smoothing(site, readers, scheme, stats, target, weights) if recipe.smooth else None
         activations.append(_activation(site, scheme, stats, smoothing))
     inputs = {(edge.node, edge.index): plan for plan in activations for edge in plan.site.readers}
-    plans = tuple(_layer(a, inputs, target, weights) for a in by_node.values())
+    plans = tuple(_layer(a, recipe, inputs, stats, target, weights) for a in by_node.values())
     return Plan(recipe.name, target, plans, tuple(activations))
 
 
@@ -66,7 +70,7 @@ def _smoothing(
     linear = all(a.layer.kind == "linear" and a.activations is not None for a in readers)
     if site.range_of != site.tensor or not linear or len(readers) != len(site.readers):
         return None
-    rows = stats[site.tensor].rows
+    rows = stats[site.tensor].examples
     if rows is None:
         return None
     schemes = [a.weights for a in readers]
@@ -101,15 +105,20 @@ def _activation(site: Site, scheme: Scheme, stats: Stats, smoothing: Smoothing |
 
 
 def _layer(
-    a: Assignment, inputs: Mapping[tuple[str, int], ActivationPlan], target: Target, weights: Weights
+    a: Assignment,
+    recipe: Recipe,
+    inputs: Mapping[tuple[str, int], ActivationPlan],
+    stats: Stats | None,
+    target: Target,
+    weights: Weights,
 ) -> LayerPlan:
     layer = a.layer
     if a.weights is None and a.activations is None:
         return LayerPlan(layer.name, layer.op, layer.node, float_reason="the recipe keeps it in float")
+    activation = next((plan for (node, _), plan in inputs.items() if node == layer.node), None)
     plans = []
     for info in layer.weights:
         assert a.weights is not None
-        activation = next((plan for (node, _), plan in inputs.items() if node == layer.node), None)
         values = weights(info.name)
         if activation is not None and activation.smoothing is not None:
             shape = [1] * values.ndim
@@ -119,14 +128,76 @@ def _layer(
         if codes is not None and codes.nbytes >= values.nbytes:
             return LayerPlan(layer.name, layer.op, layer.node, float_reason="too small to gain anything")
         plans.append(WeightPlan(info.name, a.weights, codes, values))
-    bias = _bias(a, plans, inputs, weights)
+    shift = None
+    if recipe.compensate and activation is not None and plans:
+        assert stats is not None
+        plans[0], shift = _compensate(a, plans[0], activation, stats)
+    bias = _bias(a, plans, shift, inputs, weights)
     return LayerPlan(layer.name, layer.op, layer.node, tuple(plans), a.activations, bias)
 
 
+def _compensate(
+    a: Assignment, plan: WeightPlan, activation: ActivationPlan, stats: Stats
+) -> tuple[WeightPlan, np.ndarray | None]:
+    """Round the weight against what was seen of the layer's input; and the mean error left, float32 [channels]."""
+    info, q = a.layer.weights[0], plan.codes
+    inputs = _input_rows(a.layer, activation, stats)
+    if inputs is None or q is None or q.scale is None or q.zero_point is not None or q.group_size is not None:
+        return plan, None
+    exact, rounded = inputs
+    matrix = torch.from_numpy(plan.values).movedim(info.channel_axis, 0)
+    groups, _, columns = exact.shape
+    rows = matrix.reshape(groups, -1, columns)
+    steps = q.scale.expand(len(matrix)).reshape(groups, -1)
+    noise = activation.scale**2 / 12
+    codes = q.codes.movedim(info.channel_axis, 0).reshape(rows.shape).float()
+    if columns <= MAX_COLUMNS:
+        limit = int(codes.abs().max())
+        codes = torch.stack(
+            [
+                round_with_compensation(row, damped_covariance(x, noise), step, -limit, limit)
+                for row, x, step in zip(rows, exact, steps, strict=True)
+            ]
+        )
+    left = exact @ rows.transpose(1, 2) - rounded @ (codes * steps[..., None]).transpose(1, 2)
+    shaped = codes.reshape(matrix.shape).movedim(0, info.channel_axis).to(q.codes.dtype).contiguous()
+    return replace(plan, codes=replace(q, codes=shaped)), left.mean(dim=1).reshape(-1).numpy()
+
+
+def _input_rows(
+    layer: LayerInfo, activation: ActivationPlan, stats: Stats
+) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """What the weight is multiplied with, float32 [groups, n, columns]: as it is, and as it is after quantization."""
+    examples = stats[layer.inputs[0]].examples
+    if examples is None:
+        return None
+    x = torch.from_numpy(examples)
+    if activation.smoothing is not None:
+        x = x / torch.from_numpy(activation.smoothing)
+    lowest = -(activation.zero_point - find(activation.qtype).qmin) * activation.scale
+    levels = 1 << find(activation.qtype).bits
+    quantized = fake_quantize(x, lowest, lowest + (levels - 1) * activation.scale, levels)
+    if layer.kind == "linear":
+        return x[None], quantized[None]
+    if layer.geometry is None:
+        return None
+    kernel = layer.weights[0].shape[2:]
+    exact, rounded = (patches(one, kernel, layer.geometry) for one in (x, quantized))
+    return None if exact is None or rounded is None else (exact, rounded)
+
+
 def _bias(
-    a: Assignment, plans: list[WeightPlan], inputs: Mapping[tuple[str, int], ActivationPlan], weights: Weights
+    a: Assignment,
+    plans: list[WeightPlan],
+    shift: np.ndarray | None,
+    inputs: Mapping[tuple[str, int], ActivationPlan],
+    weights: Weights,
 ) -> BiasPlan | None:
-    """int32 codes with the scale of the layer's products, where that scale is a normal number and they fit."""
+    """The bias with the mean error taken out.
+
+    It becomes int32 codes with the scale of the layer's products where the layer adds it itself, that scale is a
+    normal number, and the codes fit.
+    """
     layer = a.layer
     if layer.bias is None or not plans or plans[0].codes is None or (layer.node, 0) not in inputs:
         return None
@@ -136,8 +207,11 @@ def _bias(
     scale = np.float32(inputs[layer.node, 0].scale) * weight_scale.numpy()
     if values.shape != scale.shape:
         return None
-    fits = (scale >= SMALLEST_SCALE).all() and (np.abs(values / np.maximum(scale, SMALLEST_SCALE)) < LARGEST_CODE).all()
-    return BiasPlan(values, scale if fits else None)
+    if shift is not None:
+        values = values + shift
+    codes = np.abs(values / np.maximum(scale, SMALLEST_SCALE))
+    exact = layer.op != "MatMul" and (scale >= SMALLEST_SCALE).all() and (codes < LARGEST_CODE).all()
+    return BiasPlan(layer.bias, values.astype(np.float32), scale if exact else None)
 
 
 def _quantize(values: torch.Tensor, scheme: Scheme, info: WeightInfo, target: Target) -> QTensor:

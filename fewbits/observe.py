@@ -13,7 +13,8 @@ from fewbits.samples import Samples
 BATCH_BYTES = 1 << 26  # of observed tensors held at a time: bounds the memory, whatever the number of samples
 MAX_BATCH = 32
 VALUES_PER_BATCH = 1 << 19  # of one tensor are counted in its histogram; extremes are taken over all
-MAX_ROWS = 512
+MAX_EXAMPLES = 512
+EXAMPLE_BYTES = 1 << 23  # of one tensor are kept at most
 
 
 def observe(
@@ -21,6 +22,7 @@ def observe(
     samples: Samples,
     tensors: Collection[str],
     rows_of: Collection[str],
+    samples_of: Collection[str],
     progress: Callable[[int], None] = lambda done: None,
 ) -> Stats:
     """Stream the samples through and keep histograms, extremes and a few rows; memory does not grow with them.
@@ -29,21 +31,30 @@ def observe(
         session: of a model that gives ``tensors`` as outputs.
         samples: the calibration data.
         tensors: names of the tensors to observe.
-        rows_of: those of them whose rows (along the last axis) are kept as well.
+        rows_of: those of them of which some rows (along the last axis) are kept as examples.
+        samples_of: those of them of which some whole samples are kept.
         progress: called with the number of samples done.
 
     Raises:
         InputError: the data does not fit the model's inputs, or is empty.
     """
-    watchers = {name: _Watcher(name in rows_of) for name in tensors}
+    watchers = {name: _Watcher() for name in tensors}
+    rows = {name: _Examples() for name in rows_of}
+    whole = {name: _Examples() for name in samples_of}
     done = 0
     for feeds, _ in samples.batches(_batch_size(session, samples, tensors)):
         outputs = session.run(feeds)
         for name, watcher in watchers.items():
             watcher.see(outputs[name])
+        for name, examples in rows.items():
+            examples.see(outputs[name].reshape(-1, outputs[name].shape[-1]))
+        for name, examples in whole.items():
+            examples.see(outputs[name])
         done += len(next(iter(feeds.values())))
         progress(done)
-    return Stats({name: watcher.stats() for name, watcher in watchers.items()}, done)
+    kept = {name: examples.array() for name, examples in (rows | whole).items()}
+    found = {name: TensorStats(watcher.histogram.build(), kept.get(name)) for name, watcher in watchers.items()}
+    return Stats(found, done)
 
 
 def _batch_size(session: Session, samples: Samples, tensors: Collection[str]) -> int:
@@ -56,34 +67,29 @@ def _batch_size(session: Session, samples: Samples, tensors: Collection[str]) ->
 
 
 class _Watcher:
-    def __init__(self, keep_rows: bool) -> None:
+    def __init__(self) -> None:
         self.histogram = HistogramBuilder()
-        self.rows = _Rows() if keep_rows else None
 
     def see(self, array: np.ndarray) -> None:
         flat = array.reshape(-1)
         step = -(-flat.size // VALUES_PER_BATCH) | 1  # odd, so that it does not fall in step with channels
         values = np.ascontiguousarray(flat[::step] if step > 1 else flat, dtype=np.float32)
         self.histogram.add(values, float(flat.min()), float(flat.max()))
-        if self.rows is not None:
-            self.rows.see(array.reshape(-1, array.shape[-1]))
-
-    def stats(self) -> TensorStats:
-        return TensorStats(self.histogram.build(), None if self.rows is None else self.rows.array())
 
 
-class _Rows:
-    """At most MAX_ROWS rows at regular distances; the distance doubles whenever there are too many."""
+class _Examples:
+    """Items at regular distances, within a bound; the distance doubles whenever there are too many."""
 
     def __init__(self) -> None:
         self.every, self.seen = 1, 0
         self.kept: list[np.ndarray] = []
 
-    def see(self, rows: np.ndarray) -> None:
+    def see(self, items: np.ndarray) -> None:
         start = -self.seen % self.every
-        self.seen += len(rows)
-        self.kept.extend(rows[start :: self.every].copy())
-        while len(self.kept) > MAX_ROWS:
+        self.seen += len(items)
+        self.kept.extend(item.copy() for item in items[start :: self.every])
+        limit = max(1, min(MAX_EXAMPLES, EXAMPLE_BYTES // max(items[0].nbytes, 1)))
+        while len(self.kept) > limit:
             self.kept = self.kept[::2]
             self.every *= 2
 

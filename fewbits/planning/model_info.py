@@ -44,6 +44,16 @@ class WeightInfo:
         return size
 
 
+@dataclass(frozen=True)
+class ConvGeometry:
+    """How a convolution moves over its input; one number per axis of space, and two (begin, then end) for padding."""
+
+    strides: tuple[int, ...]
+    pads: tuple[int, ...]
+    dilations: tuple[int, ...]
+    groups: int
+
+
 LayerKind = Literal["conv", "linear", "matmul", "embedding", "recurrent"]
 
 
@@ -57,10 +67,10 @@ class LayerInfo:
         op: the operator's type in the source format.
         kind: what family it is of; ``matmul`` is a product of two activations.
         weights: its constant tensors (one, or several for a recurrent layer; none for ``matmul``).
-        bias: name of its constant bias, if it has one.
+        bias: name of its constant bias, if it has one (for a MatMul: the constant of the Add that follows).
         inputs: names of the activations it multiplies.
         output: name of its result.
-        float_only: why it must stay in float, or None.
+        geometry: for a convolution whose padding is known in advance.
     """
 
     name: str
@@ -71,7 +81,7 @@ class LayerInfo:
     bias: str | None
     inputs: tuple[str, ...]
     output: str
-    float_only: str | None = None
+    geometry: ConvGeometry | None = None
 
     @property
     def params(self) -> int:

@@ -82,8 +82,9 @@ class WeightPlan:
 
 @dataclass(frozen=True)
 class BiasPlan:
-    """A layer's bias: float32 values [channels], and for int32 codes their scale [channels], else None."""
+    """A layer's bias by name: float32 values [channels], and for int32 codes their scale [channels], else None."""
 
+    name: str
     values: np.ndarray = field(repr=False)
     scale: np.ndarray | None = field(repr=False)
 

@@ -35,14 +35,15 @@ class Recipe:
     """Ordered rules, and where they come from.
 
     ``smooth`` migrates activation outliers into the weights of linear layers before rounding.
-    ``correct_bias`` takes the mean error that rounding the weights causes out of the bias.
+    ``compensate`` rounds weights so that they make up for each other's errors, and takes what mean error is left
+    out of the bias. Both need data.
     """
 
     name: str
     rules: tuple[Rule, ...]
     description: str = ""
     smooth: bool = False
-    correct_bias: bool = False
+    compensate: bool = False
 
     @property
     def needs_data(self) -> bool:
@@ -115,7 +116,7 @@ INT8_CHANNEL_MSE = Scheme("int8", per="channel", range="mse")
 def _w8a8(name: str, kind: RangeKind, description: str) -> Recipe:
     activations = Scheme("uint8", symmetric=False, range=kind)
     rules = (Rule("Gather", INT8_CHANNEL), Rule("*", INT8_CHANNEL, activations))
-    return Recipe(name, rules, description, smooth=True, correct_bias=kind != "minmax")
+    return Recipe(name, rules, description, smooth=True, compensate=True)
 
 
 def _w4(group_size: int) -> Recipe:
@@ -175,7 +176,7 @@ class _RecipeFile(BaseModel):
     name: str
     description: str = ""
     smooth: bool = False
-    correct_bias: bool = False
+    compensate: bool = False
     engine: str | None = None
     precision: str | None = None
     seed: int | None = None
@@ -230,7 +231,7 @@ def read_recipe(name_or_path: str) -> ResolvedRecipe:
         )
         for rule in parsed.rules
     )
-    recipe = Recipe(parsed.name, rules, parsed.description, parsed.smooth, parsed.correct_bias)
+    recipe = Recipe(parsed.name, rules, parsed.description, parsed.smooth, parsed.compensate)
     return ResolvedRecipe(recipe, parsed.engine, parsed.precision, parsed.seed)
 
 
@@ -259,7 +260,7 @@ def write_recipe(resolved: ResolvedRecipe) -> str:
         if value is not None:
             document[key] = value
     document["smooth"] = recipe.smooth
-    document["correct_bias"] = recipe.correct_bias
+    document["compensate"] = recipe.compensate
     rules = tomlkit.aot()
     for rule in recipe.rules:
         table = tomlkit.table()

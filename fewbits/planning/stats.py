@@ -39,12 +39,12 @@ class TensorStats:
 
     Attributes:
         histogram: of its values (a regular subsample of them where a batch is large), extremes exact.
-        rows: float32 [n, channels], for the input of a linear layer: some of its rows, spread over the data;
-            None for other tensors.
+        examples: float32, some of what was seen, spread evenly over the data: rows [n, channels] of the input of
+            a linear layer, samples [n, channels, *space] of the input of a convolution; None for other tensors.
     """
 
     histogram: Histogram
-    rows: np.ndarray | None = None
+    examples: np.ndarray | None = None
 
 
 @dataclass(frozen=True)

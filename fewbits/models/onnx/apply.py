@@ -47,16 +47,18 @@ def _write_layer(encoder: Encoder, plan: Plan, layer: LayerPlan, node: ir.Node) 
 
 
 def _write_bias(encoder: Encoder, layer: LayerPlan, node: ir.Node) -> None:
-    assert layer.bias is not None
+    """The bias is an input of the layer's node, or of the Add that follows it."""
     bias = layer.bias
-    name = f"{layer.name}_bias"
-    if bias.scale is not None:
-        value = encoder.bias(name, bias.values, bias.scale, node)
+    assert bias is not None
+    following = [use.node for use in node.outputs[0].uses()]
+    host, index = next(
+        (n, i) for n in (node, *following) for i, v in enumerate(n.inputs) if v is not None and v.name == bias.name
+    )
+    name = f"{bias.name}_of_{layer.node}"
+    if bias.scale is None:
+        host.replace_input_with(index, encoder.constant(name, bias.values.astype(np.float32)))
     else:
-        value = encoder.constant(name, bias.values.astype(np.float32))
-    if len(node.inputs) < 3:
-        node.resize_inputs(3)
-    node.replace_input_with(2, value)
+        host.replace_input_with(index, encoder.bias(name, bias.values, bias.scale, host))
 
 
 def _write_activation(encoder: Encoder, plan: ActivationPlan, nodes: dict[str | None, ir.Node]) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fewbits.errors import InputError
-from fewbits.planning.model_info import LayerInfo, LayerKind, WeightInfo
+from fewbits.planning.model_info import ConvGeometry, LayerInfo, LayerKind, WeightInfo
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -65,6 +65,7 @@ def _layer(node: ir.Node) -> LayerInfo | None:
             v.name for v in node.inputs[: 2 if kind == "matmul" else None] if _is_activation(v, kind, constant)
         ),
         output=output,
+        geometry=_geometry(node, weights),
     )
 
 
@@ -112,11 +113,37 @@ def _weights(node: ir.Node) -> Iterator[WeightInfo]:
 
 
 def _bias(node: ir.Node) -> str | None:
-    if node.op_type in ("Conv", "ConvTranspose", "Gemm") and len(node.inputs) > 2:
-        value = node.inputs[2]
-        if value is not None and value.const_value is not None:
+    """The constant, one axis, that is added to the layer's result: its own input, or that of the Add that follows."""
+    if node.op_type in ("Conv", "ConvTranspose", "Gemm"):
+        candidates = list(node.inputs[2:3])
+    elif node.op_type == "MatMul" and len(node.outputs[0].uses()) == 1:
+        reader = next(iter(node.outputs[0].uses())).node
+        candidates = list(reader.inputs) if reader.op_type == "Add" else []
+    else:
+        candidates = []
+    for value in candidates:
+        if value is not None and value.const_value is not None and len(value.const_value.shape) == 1:
             return value.name
     return None
+
+
+def _geometry(node: ir.Node, weights: tuple[WeightInfo, ...]) -> ConvGeometry | None:
+    padding = node.attributes.get("auto_pad")
+    if node.op_type != "Conv" or (padding is not None and padding.as_string() not in ("NOTSET", "VALID")):
+        return None
+    axes = len(weights[0].shape) - 2
+
+    def numbers(name: str, default: tuple[int, ...]) -> tuple[int, ...]:
+        attribute = node.attributes.get(name)
+        return tuple(attribute.as_ints()) if attribute is not None else default
+
+    group = node.attributes.get("group")
+    return ConvGeometry(
+        numbers("strides", (1,) * axes),
+        numbers("pads", (0,) * (2 * axes)),
+        numbers("dilations", (1,) * axes),
+        group.as_int() if group is not None else 1,
+    )
 
 
 def _attribute(node: ir.Node, name: str) -> int:

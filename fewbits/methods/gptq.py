@@ -1,0 +1,55 @@
+"""Round a weight column by column, and let the columns not yet rounded make up for the error.
+
+Source: Frantar et al. 2023, "GPTQ" (arXiv:2210.17323), with columns in order of falling importance. The layer's
+bias absorbs the mean of its inputs, so their covariance takes the place of the second moment.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+BLOCK = 128
+
+
+def round_with_compensation(weight: Tensor, covariance: Tensor, scale: Tensor, qmin: int, qmax: int) -> Tensor:
+    """Codes that keep the output of a linear layer close, rather than each weight.
+
+    Args:
+        weight: float32 [m, k], a row per output.
+        covariance: float32 [k, k] of the inputs, positive definite (see :func:`damped_covariance`).
+        scale: float32 [m], the step of each row.
+        qmin, qmax: the codes allowed.
+
+    Returns:
+        float32 [m, k], integers in ``qmin..qmax``.
+    """
+    order = torch.argsort(covariance.diagonal(), descending=True)
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(covariance[order][:, order].double()))
+    factor = torch.linalg.cholesky(inverse, upper=True).float()
+    left = (weight / scale[:, None])[:, order].T.contiguous()  # [k, m] in steps: a column of the weight is a row here
+    codes = torch.empty_like(left)
+    for start in range(0, len(left), BLOCK):
+        end = min(start + BLOCK, len(left))
+        errors = torch.empty_like(left[start:end])
+        for i in range(start, end):
+            codes[i] = left[i].round().clamp_(qmin, qmax)
+            errors[i - start] = (left[i] - codes[i]) / factor[i, i]
+            left[i + 1 : end] -= factor[i, i + 1 : end, None] * errors[i - start]
+        left[end:] -= factor[start:end, end:].T @ errors
+    rounded = torch.empty_like(codes)
+    rounded[order] = codes
+    return rounded.T.contiguous()
+
+
+def damped_covariance(inputs: Tensor, noise: float) -> Tensor:
+    """Covariance of input rows, float32 [n, k], plus the variance that rounding the inputs adds to each.
+
+    ``noise`` is that variance (step squared over 12). A floor keeps the matrix positive definite where inputs
+    are constant or there are fewer rows than columns.
+    """
+    centered = inputs - inputs.mean(dim=0)
+    covariance = centered.T @ centered / len(inputs)
+    floor = 0.01 * float(covariance.diagonal().mean()) + 1e-12
+    covariance.diagonal().add_(max(noise, floor))
+    return covariance
