@@ -14,6 +14,9 @@ from torch import Tensor
 from fewbits.errors import InputError
 from fewbits.numerics.qtype import QType, find
 
+LARGEST_VALUE = torch.finfo(torch.float32).max * (
+    1 - 2**-22
+)  # room for the roundings of a division and a product
 SMALLEST_SCALE = torch.finfo(
     torch.float32
 ).tiny  # below it a reciprocal overflows and hardware may flush to 0
@@ -97,18 +100,24 @@ def fit_range(low: Tensor, high: Tensor, codes: CodeRange) -> tuple[Tensor, Tens
     low, high = low.clamp(max=0), high.clamp(min=0)
     if codes.symmetric:
         center = codes.center
-        scale = floored(torch.maximum(high / (codes.qmax - center), low / (codes.qmin - center)))
+        scale = torch.maximum(high / (codes.qmax - center), low / (codes.qmin - center))
+        scale = step_of(scale.clamp(max=LARGEST_VALUE / (codes.qmax - center)), low, high)
         return scale, torch.full_like(scale, center, dtype=torch.int32) if center else None
-    span = (high - low) / codes.steps
-    # The difference of two large ends overflows where the difference of two steps does not.
-    scale = floored(torch.where(torch.isfinite(span), span, high / codes.steps - low / codes.steps))
+    scale = step_of(span(low, high, codes), low, high)
     zero_point = torch.round(codes.qmin - low / scale).clamp_(codes.qmin, codes.qmax)
-    return scale, torch.nan_to_num(zero_point).to(torch.int32)
+    return scale, zero_point.to(torch.int32)
 
 
-def floored(scale: Tensor) -> Tensor:
-    """1 where the scale is exactly zero, else at least the smallest normal float32; not in place."""
-    return torch.where(scale == 0, 1.0, scale.clamp(min=SMALLEST_SCALE))
+def span(low: Tensor, high: Tensor, codes: CodeRange) -> Tensor:
+    """The step that takes all the codes from ``low`` to ``high``."""
+    step = (high - low) / codes.steps
+    # The difference of two large ends overflows where the difference of two quotients does not.
+    return torch.where(torch.isfinite(step), step, high / codes.steps - low / codes.steps)
+
+
+def step_of(step: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """The step of a range, at least the smallest normal float32; 1 where the range has no width."""
+    return torch.where(high > low, step.clamp(min=SMALLEST_SCALE), 1.0)
 
 
 def textbook_scale(x_min: float, x_max: float, bits: int) -> float:

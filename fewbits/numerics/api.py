@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fewbits.errors import InputError
-from fewbits.numerics.affine import Grid, code_range, encode_affine, floored, truncate
+from fewbits.numerics.affine import Grid, code_range, encode_affine, step_of, truncate
 from fewbits.numerics.binary import best_ternary_threshold, ternary_threshold
 from fewbits.numerics.checks import called, not_finite, require_floating
 from fewbits.numerics.codebook import check_books, nearest
@@ -278,7 +278,7 @@ def _tensor_scale(x: Tensor, row: QType, name: str | None) -> Tensor | None:
     largest = torch.maximum(x.amax(), -x.amin()).float()
     if not bool(torch.isfinite(largest)):
         raise not_finite(x, name)
-    return floored(largest / largest_step(row))
+    return step_of(largest / largest_step(row), -largest, largest)
 
 
 def _refuse_nan(x: Tensor, name: str | None) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fewbits.numerics.affine import floored
+from fewbits.numerics.affine import SMALLEST_SCALE
 from fewbits.numerics.sample import Sample
 
 
@@ -39,7 +39,7 @@ def best_ternary_threshold(sample: Sample) -> Tensor:
     size, order = points.values.abs().sort(dim=-1, descending=True)
     kept = torch.ones_like(size) if points.weights is None else points.weights.gather(-1, order)
     kept = kept.double()
-    unit = floored(size[..., :1]).double()
+    unit = size[..., :1].double().clamp(min=SMALLEST_SCALE)
     explained = (size / unit * kept).cumsum(-1).square_() / kept.cumsum(-1)
     # Between equal magnitudes no threshold fits.
     same = torch.nn.functional.pad(size[..., 1:] == size[..., :-1], (0, 1))
@@ -49,7 +49,8 @@ def best_ternary_threshold(sample: Sample) -> Tensor:
 
 def ternary_scale(sample: Sample, threshold: Tensor) -> Tensor:
     """The mean magnitude above the threshold, the best scale for it; 1 where there is none."""
-    return floored(_mean_magnitude(sample, threshold))
+    mean = _mean_magnitude(sample, threshold)
+    return torch.where(mean > 0, mean.clamp(min=SMALLEST_SCALE), 1.0)
 
 
 def ternary_codes(rows: Tensor, threshold: Tensor) -> Tensor:

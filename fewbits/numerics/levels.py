@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fewbits.errors import InputError
-from fewbits.numerics.affine import SMALLEST_SCALE
+from fewbits.numerics.affine import LARGEST_VALUE, SMALLEST_SCALE, step_of
 from fewbits.numerics.codebook import Nearest
 from fewbits.numerics.floats import decode_float, encode_float, format_of
 from fewbits.numerics.qtype import QType, find
@@ -86,8 +86,8 @@ def _misfit(points: Points, scale: Tensor, row: QType) -> tuple[Tensor, Tensor]:
 def _spanning(sample: Sample, row: QType) -> Tensor:
     low, high = sample.ends
     bottom, top = reach(row)
-    scale = torch.maximum(high / top, low / bottom)
-    return torch.where(scale == 0, 1.0, scale)
+    scale = torch.maximum(high / top, low / bottom).clamp(max=LARGEST_VALUE / max(top, -bottom))
+    return step_of(scale, low.clamp(max=0), high.clamp(min=0))
 
 
 def _stored(scale: Tensor, row: QType, tensor_scale: Tensor | None) -> Tensor:

@@ -61,7 +61,7 @@ def unpack(packed: Tensor, qtype: str | QType, shape: tuple[int, ...]) -> Tensor
 
 def _pack_block(codes: Tensor, row: QType) -> Tensor:
     if row.bits == 16:
-        return codes.contiguous().view(torch.uint8)
+        return codes.to(row.code_dtype).contiguous().view(torch.uint8)
     if row.kind == "binary":
         codes = codes > 0
     fields = codes.to(torch.uint8)

@@ -15,6 +15,8 @@ from fewbits.numerics.levels import decode_levels
 from fewbits.numerics.packing import pack, packed_size
 from fewbits.numerics.qtype import QType, find
 
+_LARGEST = torch.finfo(torch.float32).max
+
 
 @dataclass(frozen=True, slots=True)
 class QuantizationError:
@@ -133,14 +135,15 @@ class QTensor:
             return lookup(codes, books[block])
         if self.qtype.float_format is not None or self.qtype.levels is not None:
             values = decode_levels(codes, self.qtype)
-        else:
-            values = codes.float()
+            return values if self.scale is None else values.mul_(layout.spread(self.scale)[block])
+        values = codes.float()
         zero = self.zero_point if self.free_zero_point is None else self.free_zero_point
         if zero is not None:
             values -= layout.spread(zero)[block]
         if self.scale is not None:
             values *= layout.spread(self.scale)[block]
-        return values
+        # A rounded zero point lets one end of the widest ranges reach half a step beyond float32.
+        return values.clamp_(-_LARGEST, _LARGEST)
 
 
 def _check(q: QTensor) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fewbits.errors import InputError
-from fewbits.numerics.affine import CodeRange, Grid, fit_range, floored
+from fewbits.numerics.affine import SMALLEST_SCALE, CodeRange, Grid, fit_range, span, step_of
 from fewbits.numerics.sample import Points, Sample
 
 
@@ -27,8 +27,9 @@ def spanning(low: Tensor, high: Tensor, codes: CodeRange) -> Grid:
     A row of one value c is then ``c * 1`` and exact, which ``c / qmax * qmax`` is not.
     """
     scale, zero_point = fit_range(low, high, codes)
-    constant = low == high
-    scale = torch.where(constant, floored(low.abs()), scale)
+    constant = (low == high) & (low != 0)
+    magnitude = low.abs().clamp(min=SMALLEST_SCALE)
+    scale = torch.where(constant, magnitude, scale)
     if zero_point is not None and not codes.symmetric:
         zero_point = torch.where(constant, codes.qmin + (low < 0).int(), zero_point)
     return Grid(scale, zero_point)
@@ -110,7 +111,9 @@ class MeanSquare:
             consider(step)
         # With many codes the gains differ by less than float32 resolves: never do worse than the whole range.
         worse = _misfit(points, step, bounds) >= _misfit(points, torch.ones_like(step), bounds)
-        return Grid(torch.where(worse, start.scale, floored(start.scale * step)), start.zero_point)
+        return Grid(
+            torch.where(worse, start.scale, (start.scale * step).clamp(min=SMALLEST_SCALE)), start.zero_point
+        )
 
 
 def _misfit(points: Points, step: Tensor, bounds: Bounds) -> Tensor:
@@ -142,7 +145,7 @@ class LeastSquares:
     def grid(self, sample: Sample, codes: CodeRange) -> Grid:
         """The best grid found for each row."""
         low, high = sample.ends
-        scale = floored(high / codes.steps - low / codes.steps)
+        scale = step_of(span(low, high, codes), low, high)
         points = Points(sample.points.values / scale - low / scale, sample.points.weights)
         # Ranges shrink towards zero, or the end nearest to it, so that one-sided rows keep that end.
         center = (torch.zeros_like(low).clamp(low, high) - low) / scale
@@ -153,7 +156,7 @@ class LeastSquares:
             )
         for _ in range(self.refinements):
             best = best.or_better(_fit_line(points, best.step, best.offset, codes))
-        step = floored(scale * best.step)
+        step = (scale * best.step).clamp(min=SMALLEST_SCALE)
         return Grid(step, free_zero_point=codes.qmin - (low + best.offset * scale) / step)
 
 
@@ -205,7 +208,7 @@ class HalfQuadratic:
     def grid(self, sample: Sample, codes: CodeRange) -> Grid:
         """The grid of each row whose mean absolute error was the least on the way."""
         low, high = sample.ends
-        scale = floored(high / codes.steps - low / codes.steps)
+        scale = step_of(span(low, high, codes), low, high)
         points = Points(sample.points.values / scale, sample.points.weights)
         count = points.total(torch.ones_like(points.values))
         zero = codes.qmin - low / scale

@@ -68,8 +68,8 @@ def weight_histogram(x: Tensor, bits: int, bins: int = 200) -> WeightHistogram:
     after = q.dequantize()
     low, high = float(torch.minimum(x.min(), after.min())), float(torch.maximum(x.max(), after.max()))
     edges = torch.linspace(low, high, bins + 1)
-    counts = [torch.histc(values, bins, low, high) for values in (x.float(), after)]
-    return WeightHistogram(edges, *counts, int(after.unique().numel()), q.error(x).sqnr_db)
+    counts, counts_after = (torch.histc(values, bins, low, high) for values in (x.float(), after))
+    return WeightHistogram(edges, counts, counts_after, after.unique().numel(), q.error(x).sqnr_db)
 
 
 @dataclass(frozen=True, slots=True)
