@@ -58,7 +58,7 @@ def quantize(
     layout = layout_of(tuple(x.shape), channel_axis, group_size, called(name))
     tensor_scale = _tensor_scale(x, row, name)
     if row.kind == "int":
-        coder = uniform(code_range(row, symmetric, qmin, qmax), find_search(search))
+        coder = uniform(row, code_range(row, symmetric, qmin, qmax), find_search(search))
     else:
         if symmetric is False or qmin is not None or qmax is not None:
             raise InputError(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from fewbits.numerics import binary, codebook
 from fewbits.numerics.affine import CodeRange, encode_affine
+from fewbits.numerics.floats import stored_scale
 from fewbits.numerics.levels import ScaleRule, encode_levels
 from fewbits.numerics.qtype import QType
 from fewbits.numerics.sample import Sample
@@ -53,11 +54,12 @@ class Fit:
 Coder = Callable[[Sample], Fit]
 
 
-def uniform(codes: CodeRange, search: Search) -> Coder:
+def uniform(row: QType, codes: CodeRange, search: Search) -> Coder:
     """Int and uint rows, on the grid that the search finds."""
 
     def fit(sample: Sample) -> Fit:
         grid = search.grid(sample, codes)
+        grid = replace(grid, scale=stored_scale(grid.scale, row))
         parameters = Parameters(grid.scale, grid.zero_point, grid.free_zero_point)
         return Fit(parameters, lambda rows: encode_affine(rows, grid, codes))
 

@@ -17,11 +17,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fewbits.errors import InputError
-from fewbits.numerics.floats import decode_float, encode_float
+from fewbits.numerics.floats import decode_scale, encode_scale
 from fewbits.numerics.layout import layout_of
 from fewbits.numerics.packing import pack, unpack
 from fewbits.numerics.qtensor import QTensor
-from fewbits.numerics.qtype import QType, find
+from fewbits.numerics.qtype import find
 
 _KEY = "fewbits.qtensors"
 
@@ -39,7 +39,9 @@ def save(path: str | PathLike[str], tensors: Mapping[str, QTensor]) -> None:
         }
         stored[f"{name}.codes"] = q.packed()
         if q.scale is not None:
-            stored[f"{name}.scale"] = _stored_scale(q.scale, q)
+            stored[f"{name}.scale"] = (
+                q.scale if q.qtype.scale_type is None else encode_scale(q.scale, q.qtype, q.tensor_scale)
+            )
         if q.zero_point is not None:
             stored[f"{name}.zero_point"] = pack(q.zero_point, q.qtype)
         for part in ("free_zero_point", "codebook", "tensor_scale"):
@@ -82,10 +84,12 @@ def _read(name: str, description: dict, stored: Mapping[str, Tensor]) -> QTensor
     parameter_shape = layout_of(shape, axis, group_size, f"tensor {name!r}").parameter_shape
     tensor_scale = stored.get(f"{name}.tensor_scale")
     scale, zero_point = stored.get(f"{name}.scale"), stored.get(f"{name}.zero_point")
+    if scale is not None and row.scale_type is not None:
+        scale = decode_scale(scale, row, tensor_scale)
     return QTensor(
         codes=unpack(stored[f"{name}.codes"], row, shape),
         qtype=row,
-        scale=None if scale is None else _read_scale(scale, row, tensor_scale),
+        scale=scale,
         zero_point=None if zero_point is None else unpack(zero_point, row, parameter_shape).int(),
         free_zero_point=stored.get(f"{name}.free_zero_point"),
         codebook=stored.get(f"{name}.codebook"),
@@ -94,18 +98,3 @@ def _read(name: str, description: dict, stored: Mapping[str, Tensor]) -> QTensor
         group_size=group_size,
         name=name,
     )
-
-
-def _stored_scale(scale: Tensor, q: QTensor) -> Tensor:
-    if q.qtype.scale_type is None:
-        return scale
-    outer = 1.0 if q.tensor_scale is None else q.tensor_scale
-    row = find(q.qtype.scale_type)
-    return encode_float(scale / outer, row, saturate=True)
-
-
-def _read_scale(scale: Tensor, row: QType, tensor_scale: Tensor | None) -> Tensor:
-    if row.scale_type is None:
-        return scale
-    outer = 1.0 if tensor_scale is None else tensor_scale
-    return decode_float(scale, find(row.scale_type)) * outer

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from fewbits.errors import InputError
-from fewbits.numerics.qtype import FloatFormat, QType
+from fewbits.numerics.affine import SMALLEST_SCALE
+from fewbits.numerics.qtype import FloatFormat, QType, find
 
 Rounding = Literal["nearest", "up", "down"]
 _ROUND = {"nearest": torch.round, "up": torch.ceil, "down": torch.floor}
@@ -118,3 +119,24 @@ def _with_specials(value: Tensor, code: Tensor, magnitude: Tensor, fmt: FloatFor
     if fmt.specials == "ieee":
         value = torch.where(magnitude == fmt.max_code + 1, torch.inf, value)
     return torch.where(code >= sign_bit, -value, value)
+
+
+def encode_scale(scale: Tensor, row: QType, tensor_scale: Tensor | None) -> Tensor:
+    """Bit patterns of a row's scales in its scale type, never that of zero."""
+    scale_row = find(row.scale_type or "")
+    relative = scale if tensor_scale is None else scale / tensor_scale
+    codes = encode_float(relative, scale_row, saturate=True)
+    return codes if not format_of(scale_row).signed else codes.int().clamp_(min=1).to(codes.dtype)
+
+
+def decode_scale(codes: Tensor, row: QType, tensor_scale: Tensor | None) -> Tensor:
+    """The steps that ``encode_scale`` wrote."""
+    scale = decode_float(codes, find(row.scale_type or ""))
+    return scale if tensor_scale is None else scale * tensor_scale
+
+
+def stored_scale(scale: Tensor, row: QType, tensor_scale: Tensor | None = None) -> Tensor:
+    """A scale as the row's scale type holds it: rounded to nearest, never zero."""
+    if row.scale_type is None:
+        return scale.clamp(min=SMALLEST_SCALE)
+    return decode_scale(encode_scale(scale, row, tensor_scale), row, tensor_scale)

@@ -12,7 +12,7 @@ from torch import Tensor
 from fewbits.errors import InputError
 from fewbits.numerics.affine import LARGEST_VALUE, SMALLEST_SCALE, step_of
 from fewbits.numerics.codebook import Nearest
-from fewbits.numerics.floats import decode_float, encode_float, format_of
+from fewbits.numerics.floats import decode_float, encode_float, format_of, stored_scale
 from fewbits.numerics.qtype import QType, find
 from fewbits.numerics.sample import Points, Sample
 
@@ -86,19 +86,12 @@ def _misfit(points: Points, scale: Tensor, row: QType) -> tuple[Tensor, Tensor]:
 def _spanning(sample: Sample, row: QType) -> Tensor:
     low, high = sample.ends
     bottom, top = reach(row)
-    scale = torch.maximum(high / top, low / bottom).clamp(max=LARGEST_VALUE / max(top, -bottom))
+    scale = torch.maximum(high / top, low / bottom).clamp(max=LARGEST_VALUE / max(top, -bottom, 1.0))
     return step_of(scale, low.clamp(max=0), high.clamp(min=0))
 
 
 def _stored(scale: Tensor, row: QType, tensor_scale: Tensor | None) -> Tensor:
-    """The scale as its type can hold it, never zero."""
-    if row.scale_type is None:
-        return scale.clamp(min=SMALLEST_SCALE)
-    if row.scale_type == "e8m0":
-        return power_of_two_below(scale)
-    outer = 1.0 if tensor_scale is None else tensor_scale
-    code = encode_float(scale / outer, find(row.scale_type), saturate=True).int().clamp_(min=1)
-    return decode_float(code, find(row.scale_type)) * outer
+    return power_of_two_below(scale) if row.scale_type == "e8m0" else stored_scale(scale, row, tensor_scale)
 
 
 def _require_signed(row: QType) -> None:
@@ -130,4 +123,4 @@ def reach(row: QType) -> tuple[float, float]:
 def power_of_two_below(scale: Tensor) -> Tensor:
     """The largest power of two not above each positive float32, at least the smallest normal number."""
     bits = scale.clamp(min=SMALLEST_SCALE).contiguous().view(torch.int32) & 0x7F800000
-    return bits.view(torch.float32)
+    return bits.view(torch.float32).clamp_(max=2.0**127)
