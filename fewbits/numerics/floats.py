@@ -33,8 +33,8 @@ def encode_float(values: Tensor, row: QType, *, saturate: bool, rounding: Roundi
     """Bit patterns of ``values`` (any shape, float16 to float64) in the row's code dtype.
 
     ``rounding`` is of the magnitude: to nearest with ties to even, or up or down.
-    NaN becomes the format's NaN, with its sign where the format keeps one. Without a NaN, fp4 turns it into
-    the largest value, as ONNX does.
+    NaN becomes the format's NaN, with its sign where the format keeps one. A format without NaN turns it into
+    a zero of the other sign, as ONNX and ml_dtypes do.
     """
     fmt = format_of(row)
     wide = values.double()
@@ -63,7 +63,11 @@ def _with_sign(code: Tensor, wide: Tensor, fmt: FloatFormat) -> Tensor:
         signed = torch.where(negative & (code > 0), code | sign_bit, code & (sign_bit - 1))
         signed = torch.where(code == sign_bit, sign_bit, signed)
         return torch.where(wide.isnan(), sign_bit, signed)
-    code = torch.where(wide.isnan(), _nan_code(fmt), code)
+    if fmt.specials == "none":
+        code = code.masked_fill(wide.isnan(), 0)
+        negative ^= wide.isnan()
+    else:
+        code = torch.where(wide.isnan(), _nan_code(fmt), code)
     return torch.where(negative, code | sign_bit, code)
 
 

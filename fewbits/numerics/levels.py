@@ -20,7 +20,8 @@ from fewbits.numerics.sample import Points, Sample
 def encode_levels(values: Tensor, row: QType) -> Tensor:
     """Codes of the levels nearest to ``values`` (float32, already divided by the scale); floats saturate."""
     if row.kind == "float":
-        return encode_float(values, row, saturate=True)
+        # As with the zero point that ONNX adds, minus zero becomes zero; it cannot be told after scaling.
+        return encode_float(values + 0.0, row, saturate=True)
     return _nearest(row, values.device).codes(values)
 
 
