@@ -23,6 +23,7 @@ def observe(
     tensors: Collection[str],
     rows_of: Collection[str],
     samples_of: Collection[str],
+    batch: int | None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Stats:
     """Stream the samples through and keep histograms, extremes and a few rows; memory does not grow with them.
@@ -33,6 +34,7 @@ def observe(
         tensors: names of the tensors to observe.
         rows_of: those of them of which some rows (along the last axis) are kept as examples.
         samples_of: those of them of which some whole samples are kept.
+        batch: the number of samples the model takes at a time, where that is fixed.
         progress: called with the number of samples done.
 
     Raises:
@@ -42,7 +44,7 @@ def observe(
     rows = {name: _Examples() for name in rows_of}
     whole = {name: _Examples() for name in samples_of}
     done = 0
-    for feeds, _ in samples.batches(_batch_size(session, samples, tensors)):
+    for feeds, _ in samples.batches(batch or _batch_size(session, samples, tensors)):
         outputs = session.run(feeds)
         for name, watcher in watchers.items():
             watcher.see(outputs[name])
@@ -58,9 +60,7 @@ def observe(
 
 
 def _batch_size(session: Session, samples: Samples, tensors: Collection[str]) -> int:
-    """How many samples at a time, where the model takes more than one, so that the tensors fit the bound."""
-    if any(not isinstance(info.shape[0], str) for info in samples.inputs):
-        return max(info.shape[0] for info in samples.inputs if isinstance(info.shape[0], int))
+    """How many samples at a time, so that the tensors fit the bound."""
     outputs = session.run(samples.first())
     each = sum(outputs[name].nbytes for name in tensors)
     return max(1, min(MAX_BATCH, BATCH_BYTES // max(each, 1)))

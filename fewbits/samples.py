@@ -11,10 +11,11 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from fewbits.errors import InputError
-from fewbits.planning.model_info import TensorInfo
+from fewbits.planning.model_info import ModelInfo, TensorInfo
 
 Feeds = dict[str, np.ndarray]
 LABELS = "labels"
+UNKNOWN_DIM = 16  # the size given to a dynamic axis that no data tells
 
 HELD_OUT_EVERY = 4  # without data of its own for scoring, every fourth sample is kept from calibration
 
@@ -156,6 +157,21 @@ def open_samples(data: Any, inputs: tuple[TensorInfo, ...], name: str = "data") 
     raise InputError(
         f"{name}: got {type(data).__name__}; allowed are an .npz path, arrays, tensors, or an iterable of batches"
     )
+
+
+def synthetic(info: ModelInfo, seed: int, count: int = 16) -> Samples:
+    """Random samples for a model that came without data: normal floats, integers that its embeddings have rows for."""
+    rng = np.random.default_rng(seed)
+    feeds = {}
+    for one in info.inputs:
+        first = count if isinstance(one.shape[0], str) else one.shape[0]
+        shape = [first, *(dim if isinstance(dim, int) else UNKNOWN_DIM for dim in one.shape[1:])]
+        if one.dtype.startswith("float"):
+            feeds[one.name] = rng.standard_normal(shape).astype(one.dtype)
+        else:
+            tables = [a.weights[0].shape[0] for a in info.layers if a.kind == "embedding" and one.name in a.inputs]
+            feeds[one.name] = rng.integers(0, min(tables, default=2), shape).astype(one.dtype)
+    return Samples("random inputs", info.inputs, lambda: iter([(dict(feeds), None)]))
 
 
 def _whole_arrays(data: Sequence[Any], inputs: tuple[TensorInfo, ...]) -> bool:

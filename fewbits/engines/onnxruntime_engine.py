@@ -84,6 +84,23 @@ class OnnxRuntimeEngine:
         )
 
 
+def literal_session(path: str | Path, threads: int) -> OnnxRuntimeSession:
+    """A session that runs every operator as the file has it, without fusing or folding: the yardstick for others.
+
+    Raises InputError for a missing file, EngineError where it is refused.
+    """
+    path = existing_file(path)
+    ort = library()
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    try:
+        return OnnxRuntimeSession(ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"]), path)
+    except Exception as error:
+        raise engine_error("onnxruntime", "compile", path, error) from error
+
+
 class OnnxRuntimeSession:
     """See `Session`."""
 

@@ -110,6 +110,11 @@ class LayerPlan:
         return self.activations is not None and not self.activations.dynamic
 
     @property
+    def dynamic(self) -> bool:
+        """Its activations are quantized with ranges taken from each of them as it comes."""
+        return self.activations is not None and self.activations.dynamic
+
+    @property
     def scheme(self) -> str:
         """In words, such as ``int8 per channel, inputs uint8 per tensor``."""
         if self.float_reason is not None:

@@ -179,17 +179,27 @@ class _RecipeFile(BaseModel):
     compensate: bool = False
     engine: str | None = None
     precision: str | None = None
+    placement: str | None = None
     seed: int | None = None
     rules: list[_RuleFile] = Field(min_length=1)
 
 
 @dataclass(frozen=True)
 class ResolvedRecipe:
-    """A recipe with the engine, precision and seed it was resolved for; None where the file leaves it open."""
+    """A recipe with what it was resolved for; None where the file leaves it open.
+
+    Attributes:
+        recipe: the rules.
+        engine: the engine whose files it writes.
+        precision: what that engine computes the float part in.
+        placement: which of the engine's ways of placing quantized activations.
+        seed: of whatever is drawn at random.
+    """
 
     recipe: Recipe
     engine: str | None = None
     precision: str | None = None
+    placement: str | None = None
     seed: int | None = None
 
 
@@ -232,7 +242,7 @@ def read_recipe(name_or_path: str) -> ResolvedRecipe:
         for rule in parsed.rules
     )
     recipe = Recipe(parsed.name, rules, parsed.description, parsed.smooth, parsed.compensate)
-    return ResolvedRecipe(recipe, parsed.engine, parsed.precision, parsed.seed)
+    return ResolvedRecipe(recipe, parsed.engine, parsed.precision, parsed.placement, parsed.seed)
 
 
 def _scheme(path: Path, match: str, parsed: _SchemeFile | None, allowed: tuple[str, ...]) -> Scheme | None:
@@ -256,9 +266,9 @@ def write_recipe(resolved: ResolvedRecipe) -> str:
     document = tomlkit.document()
     document["name"] = recipe.name
     document["description"] = recipe.description
-    for key, value in (("engine", resolved.engine), ("precision", resolved.precision), ("seed", resolved.seed)):
-        if value is not None:
-            document[key] = value
+    for key in ("engine", "precision", "placement", "seed"):
+        if getattr(resolved, key) is not None:
+            document[key] = getattr(resolved, key)
     document["smooth"] = recipe.smooth
     document["compensate"] = recipe.compensate
     rules = tomlkit.aot()

@@ -3,37 +3,36 @@
 from dataclasses import dataclass
 from typing import Literal
 
-WeightForm = Literal["dequantize", "cast_mul", "matmul_nbits"]
-"""How weight-only codes are written: DequantizeLinear; Cast and Mul; or com.microsoft.MatMulNBits."""
+WeightForm = Literal["dequantize", "cast_mul"]
+"""How codes of weight-only layers are written: DequantizeLinear, or Cast and Mul."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """One engine at one compute precision.
+    """One way of writing files for one engine.
 
     Attributes:
         engine: the engine's name.
-        precision: what the float part is computed in: ``f32`` or ``bf16``.
-        activation_qtype: the format static int8 activations are written in.
-        static_int8: static int8 is run by int8 kernels.
-        quantize_outputs: a convolution becomes an int8 kernel only where its output is quantized as well.
-        residual_inputs: which inputs of a residual Add get Q/DQ: ``all`` of them, only the ``skip`` (the one
-            that no convolution feeds directly, whose sum the engine fuses), or ``none``.
+        placement: a short name for where activations are quantized, among the engine's ways.
+        activation_qtype: the format static int8 activations are written in; None where static int8 gains nothing.
+        quantize_outputs: results of convolutions are quantized as well, so that what follows reads codes.
+        quantize_residuals: both inputs of an Add behind a convolution are quantized.
         repeat_after_layout: an operator that only moves values is run on codes where its output is quantized
             again with its input's range; otherwise the engine moves the quantization through it by itself.
-        dynamic_int8: dynamic activations are run by int8 kernels.
-        weight_forms: per weight format, the form that this engine runs fastest, or none where it gains nothing.
-        saturates: 8-bit products can overflow 16-bit sums (AVX2 without VNNI), so weights use 7 bits.
+        dynamic_int8: activations quantized at run time are multiplied by int8 kernels.
+        rounds_activations: the engine can be told to round the activations of weight-only linear layers as they come.
+        weight_forms: per weight format, the form that this engine runs fastest; a format not listed gains nothing.
+        saturates: sums of two 8-bit products can overflow 16 bits (AVX2 without VNNI), so weights use 7 bits.
     """
 
     engine: str
-    precision: str
-    activation_qtype: str
-    static_int8: bool
+    placement: str
+    activation_qtype: str | None
     quantize_outputs: bool
-    residual_inputs: Literal["all", "skip", "none"]
+    quantize_residuals: bool
     repeat_after_layout: bool
     dynamic_int8: bool
+    rounds_activations: bool
     weight_forms: tuple[tuple[str, WeightForm], ...]
     saturates: bool = False
 

@@ -2,39 +2,56 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fewbits.models.onnx.encode import Encoder, gather_rows
+from fewbits.models.onnx.encode import Encoder, gather_rows, narrow
 from fewbits.planning.plan import ActivationPlan, LayerPlan, Plan
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+LayerWriter = Callable[[Encoder, Plan, LayerPlan, "ir.Node"], None]
+
 
 def apply(folded: ir.Model, plan: Plan) -> ir.Model:
-    """A copy of the folded model in which every tensor is represented as the plan says."""
+    """A copy of the folded model in which every tensor is represented as the plan says, in its target's forms."""
+    return _rewritten(folded, plan, _write_codes)
+
+
+def spell_out(folded: ir.Model, plan: Plan) -> ir.Model:
+    """The plan's own arithmetic in plain float operators: what any engine's result is compared with.
+
+    Weights are the numbers that their codes stand for, activations are quantized and brought back one by one.
+    It shares no encoding of weights with :func:`apply`. Run it without graph optimizations.
+    """
+    return _rewritten(folded, plan, _write_numbers)
+
+
+def _rewritten(folded: ir.Model, plan: Plan, write_layer: LayerWriter) -> ir.Model:
     import onnx_ir.passes.common as passes
 
     model = folded.clone()
-    graph = model.graph
-    nodes = {node.name: node for node in graph}
-    encoder = Encoder(graph)
+    nodes = {node.name: node for node in model.graph}
+    encoder = Encoder(model.graph)
     for layer in plan.layers:
         if layer.weights:
-            _write_layer(encoder, plan, layer, nodes[layer.node])
+            write_layer(encoder, plan, layer, nodes[layer.node])
     for activation in plan.activations:
         _write_activation(encoder, activation, nodes)
-    graph.sort()
+    model.graph.sort()
     passes.RemoveUnusedNodesPass()(model)
     return model
 
 
-def _write_layer(encoder: Encoder, plan: Plan, layer: LayerPlan, node: ir.Node) -> None:
+def _write_codes(encoder: Encoder, plan: Plan, layer: LayerPlan, node: ir.Node) -> None:
     if layer.op == "Gather":
-        rows = gather_rows(encoder, layer.weights[0], node)
-        node.outputs[0].replace_all_uses_with(rows, replace_graph_outputs=True)
+        _replace_result(node, gather_rows(encoder, layer.weights[0], node))
+        return
+    if layer.dynamic and plan.target.dynamic_int8:
+        _write_dynamic(encoder, layer, node)
         return
     for weight in layer.weights:
         form = "dequantize" if layer.static else plan.target.weight_form(weight.scheme.qtype)
@@ -46,19 +63,59 @@ def _write_layer(encoder: Encoder, plan: Plan, layer: LayerPlan, node: ir.Node) 
         _write_bias(encoder, layer, node)
 
 
+def _write_dynamic(encoder: Encoder, layer: LayerPlan, node: ir.Node) -> None:
+    result = encoder.dynamic(layer.weights[0], node)
+    if node.op_type == "Gemm" and len(node.inputs) > 2 and node.inputs[2] is not None:
+        result = encoder.node("Add", [result, node.inputs[2]], node, f"{result.name}_biased", node.outputs[0])
+    _replace_result(node, result)
+
+
+def _write_numbers(encoder: Encoder, plan: Plan, layer: LayerPlan, node: ir.Node) -> None:
+    for weight in layer.weights:
+        values = weight.codes.dequantize().numpy() if weight.codes is not None else narrow(weight).astype(np.float32)
+        index = next(i for i, v in enumerate(node.inputs) if v is not None and v.name == weight.name)
+        node.replace_input_with(index, encoder.constant(f"{weight.name}_of_{layer.node}_numbers", values))
+    if layer.dynamic and plan.target.dynamic_int8:
+        value = node.inputs[0]
+        assert value is not None
+        node.replace_input_with(0, encoder.dynamic_round_trip(value, node))
+    if layer.bias is not None:
+        host, index = _bias_input(layer, node)
+        host.replace_input_with(index, encoder.constant(f"{layer.bias.name}_of_{layer.node}", layer.bias.values))
+
+
 def _write_bias(encoder: Encoder, layer: LayerPlan, node: ir.Node) -> None:
-    """The bias is an input of the layer's node, or of the Add that follows it."""
     bias = layer.bias
     assert bias is not None
-    following = [use.node for use in node.outputs[0].uses()]
-    host, index = next(
-        (n, i) for n in (node, *following) for i, v in enumerate(n.inputs) if v is not None and v.name == bias.name
-    )
+    host, index = _bias_input(layer, node)
     name = f"{bias.name}_of_{layer.node}"
     if bias.scale is None:
-        host.replace_input_with(index, encoder.constant(name, bias.values.astype(np.float32)))
+        host.replace_input_with(index, encoder.constant(name, bias.values))
     else:
         host.replace_input_with(index, encoder.bias(name, bias.values, bias.scale, host))
+
+
+def _bias_input(layer: LayerPlan, node: ir.Node) -> tuple[ir.Node, int]:
+    """The bias is an input of the layer's node, or of the Add that follows it."""
+    assert layer.bias is not None
+    hosts = (node, *(use.node for use in node.outputs[0].uses()))
+    return next(
+        (host, i)
+        for host in hosts
+        for i, value in enumerate(host.inputs)
+        if value is not None and value.name == layer.bias.name
+    )
+
+
+def _replace_result(node: ir.Node, value: ir.Value) -> None:
+    """Everything that read the node's result reads ``value``; a model's output keeps its name."""
+    old = node.outputs[0]
+    name = old.name
+    is_output = old.is_graph_output()
+    old.replace_all_uses_with(value, replace_graph_outputs=True)
+    if is_output:
+        old.name = f"{name}_replaced"
+        value.name = name
 
 
 def _write_activation(encoder: Encoder, plan: ActivationPlan, nodes: dict[str | None, ir.Node]) -> None:

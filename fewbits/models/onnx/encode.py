@@ -35,6 +35,7 @@ class Encoder:
 
     def __init__(self, graph: ir.Graph) -> None:
         self.graph = graph
+        self._dynamic: dict[ir.Value, tuple[ir.Value, ir.Value, ir.Value]] = {}
 
     def constant(self, name: str, array: np.ndarray, qtype: str | None = None) -> ir.Value:
         """An initializer of that name; ``qtype`` for formats that numpy lacks."""
@@ -123,10 +124,45 @@ class Encoder:
             return self._cast_mul(plan.name, plan.codes, before, like)
         return self._dequantize(plan.name, plan.codes, before, like)
 
+    def dynamic(self, plan: WeightPlan, node: ir.Node) -> ir.Value:
+        """A linear layer's product with the activation quantized as it comes: float32, without the bias."""
+        q, value, like = plan.codes, node.inputs[0], node.outputs[0]
+        assert q is not None and q.scale is not None and value is not None
+        codes = q.codes.numpy() if q.channel_axis == 1 else q.codes.numpy().T.copy()
+        quantized, scale, zero_point = self._quantize_dynamically(value, node)
+        stored = self.constant(f"{plan.name}_codes", codes, q.qtype.name)
+        name = like.name or ""
+        sums = self.node("MatMulInteger", [quantized, stored, zero_point], node, f"{name}_sums", like, "int32")
+        wide = self.node("Cast", [sums], node, f"{name}_cast", like, to=_float32())
+        step = self.constant(f"{plan.name}_scale", q.scale.numpy())
+        both = self.node("Mul", [scale, step], node, f"{name}_step", step)
+        return self.node("Mul", [wide, both], node, f"{name}_f32", like)
+
+    def _quantize_dynamically(self, value: ir.Value, before: ir.Node) -> tuple[ir.Value, ir.Value, ir.Value]:
+        import onnx_ir as ir
+
+        if value not in self._dynamic:
+            name = value.name or ""
+            kinds = [("quantized", "UINT8", value.shape), ("scale", "FLOAT", ir.Shape([])), ("zero", "UINT8", ir.Shape([]))]
+            outputs = [
+                ir.Value(name=f"{name}_dynamic_{what}", type=ir.TensorType(ir.DataType[kind]), shape=shape)
+                for what, kind, shape in kinds
+            ]
+            self.graph.insert_before(
+                before, ir.node("DynamicQuantizeLinear", [value], outputs=outputs, name=f"{name}_dynamic")
+            )
+            self._dynamic[value] = (outputs[0], outputs[1], outputs[2])
+        return self._dynamic[value]
+
+    def dynamic_round_trip(self, value: ir.Value, before: ir.Node) -> ir.Value:
+        """``value`` quantized as it comes and brought back, literally."""
+        name = f"{value.name}_dynamic_dequantized"
+        return self.node("DequantizeLinear", [*self._quantize_dynamically(value, before)], before, name, value)
+
     def _dequantize(self, name: str, q: QTensor, before: ir.Node, like: ir.Value) -> ir.Value:
         inputs = [
             self.constant(f"{name}_codes", q.codes.numpy(), q.qtype.name),
-            self.constant(f"{name}_scale", _parameter(name, q, q.scale)),
+            self.constant(f"{name}_scale", _parameter(name, q, _scale(name, q))),
         ]
         if q.zero_point is not None:
             zero_point = _parameter(name, q, q.zero_point)
@@ -147,7 +183,7 @@ class Encoder:
             zero = self.constant(f"{name}_zero_point", _spread(q, q.zero_point).astype(np.float32))
             wide = self.node("Sub", [wide, zero], before, f"{name}_shifted", like)
         return self.node(
-            "Mul", [wide, self.constant(f"{name}_scale", _spread(q, q.scale))], before, f"{name}_f32", like
+            "Mul", [wide, self.constant(f"{name}_scale", _spread(q, _scale(name, q)))], before, f"{name}_f32", like
         )
 
 
@@ -175,7 +211,7 @@ def gather_rows(encoder: Encoder, plan: WeightPlan, node: ir.Node) -> ir.Value:
     codes = encoder.constant(f"{name}_codes", q.codes.numpy(), q.qtype.name)
     rows = encoder.node("Gather", [codes, indices], node, f"{like.name}_rows", like, q.qtype.name)
     wide = encoder.node("Cast", [rows], node, f"{like.name}_cast", like, to=_float32())
-    column = encoder.constant(f"{name}_scale", q.scale.numpy().reshape(-1, *[1] * (q.codes.dim() - 1)))
+    column = encoder.constant(f"{name}_scale", _spread(q, _scale(name, q)))
     scale = encoder.node("Gather", [column, indices], node, f"{like.name}_scale", like)
     scale.shape = None
     return encoder.node("Mul", [wide, scale], node, f"{like.name}_f32", like)
@@ -185,6 +221,12 @@ def _float32() -> int:
     import onnx_ir as ir
 
     return int(ir.DataType.FLOAT)
+
+
+def _scale(name: str, q: QTensor) -> torch.Tensor:
+    if q.scale is None:
+        raise InputError(f"weight {name!r}: {q.qtype.name} codes without a scale cannot be written to ONNX")
+    return q.scale
 
 
 def _parameter(name: str, q: QTensor, parameter: torch.Tensor) -> np.ndarray:

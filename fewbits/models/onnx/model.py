@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fewbits.models.onnx.apply import apply
+from fewbits.models.model import Wanted
+from fewbits.models.onnx.apply import apply, spell_out
 from fewbits.models.onnx.fold import fold
 from fewbits.models.onnx.layers import find_layers
-from fewbits.models.onnx.load import OnnxSource, load
+from fewbits.models.onnx.load import OnnxSource, initializers, load
 from fewbits.models.onnx.place import place
+from fewbits.models.onnx.verify import bytes_by_dtype, read_back
 from fewbits.models.onnx.write import write
 from fewbits.planning.model_info import ModelInfo
 from fewbits.planning.plan import Placement, Plan
@@ -24,13 +26,29 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 
-@dataclass(frozen=True)
 class OnnxModel:
-    """A model read from a file, and its folded form that plans refer to."""
+    """A model read from a file, and its folded form that plans refer to; see :class:`fewbits.models.model.Model`."""
 
-    source: OnnxSource
-    folded: ir.Model
-    info: ModelInfo
+    format = "onnx"
+
+    def __init__(self, source: OnnxSource, folded: ir.Model) -> None:
+        layers = find_layers(source.path, folded.graph)
+        self.source, self.folded = source, folded
+        self.path = source.path
+        self.info = ModelInfo(source.inputs, source.outputs, layers)
+        self.sha256, self.size_bytes = source.sha256, source.size_bytes
+        self.artifact_name = f"{source.path.stem}.onnx"
+        self.opset = source.model.opset_imports.get("")
+
+    @property
+    def params(self) -> int:
+        """Number of elements in all constants."""
+        return sum(v.const_value.size for v in initializers(self.source.model).values() if v.const_value is not None)
+
+    @property
+    def batch(self) -> int | None:
+        """The number of samples it takes at a time, where that is fixed."""
+        return next((info.shape[0] for info in self.info.inputs if info.shape and isinstance(info.shape[0], int)), None)
 
     def weight(self, name: str) -> np.ndarray:
         """A constant of the folded model, by name, as stored."""
@@ -39,28 +57,69 @@ class OnnxModel:
         return np.array(value.numpy())
 
     def place(self, assigned: Iterable[Assignment], target: Target) -> Placement:
-        """Where activations are quantized for that engine."""
+        """Where activations are quantized for that target."""
         return place(self.folded.graph, assigned, target)
+
+    def wanted(self, assigned: Iterable[Assignment], target: Target) -> Wanted:
+        """Ranges of every site, and examples of what the weights of static layers meet."""
+        assigned = tuple(assigned)
+        static = [a.layer for a in assigned if a.activations is not None and not a.activations.dynamic]
+        rows = {layer.inputs[0] for layer in static if layer.kind == "linear"}
+        samples = {layer.inputs[0] for layer in static if layer.kind == "conv"}
+        ranges = (site.range_of for site in self.place(assigned, target).sites)
+        return Wanted(tuple(dict.fromkeys([*ranges, *sorted(rows | samples)])), frozenset(rows), frozenset(samples))
 
     def tapped(self, tensors: Collection[str], path: Path) -> None:
         """Write the folded float model with these tensors as further outputs."""
-        model = self.folded.clone()
-        have = {output.name for output in model.graph.outputs}
-        values = {v.name: v for node in model.graph for v in node.outputs}
-        values.update({v.name: v for v in model.graph.inputs})
-        for name in tensors:
-            if name not in have:
-                model.graph.outputs.append(values[name])
-        write(model, path)
+        write(_tapped(self.folded.clone(), tensors), path)
 
     def write(self, plan: Plan, path: Path) -> None:
         """Write the model with every tensor represented as the plan says."""
         write(apply(self.folded, plan), path)
 
+    def read_back(self, path: Path, plan: Plan) -> Mapping[str, int]:
+        """Compare a written file with its plan; see :func:`fewbits.models.onnx.verify.read_back`."""
+        return read_back(path, plan, self.info)
 
-def open_model(path: Path) -> OnnxModel:
+    def spell_out(self, plan: Plan, path: Path) -> None:
+        """Write the plan's own arithmetic in plain float operators."""
+        write(spell_out(self.folded, plan), path)
+
+    def bytes_by_dtype(self) -> Mapping[str, int]:
+        """Bytes of the original's constants by dtype."""
+        return bytes_by_dtype(self.path)
+
+    def operators(self) -> Mapping[str, int]:
+        """How often each operator occurs in the folded graph, the most frequent first."""
+        return dict(Counter(node.op_type for node in self.folded.graph).most_common())
+
+    def layer_outputs(self, path: Path, tapped: Path) -> Mapping[str, str]:
+        """Write a written file with its layers' outputs as further outputs; their names in it, by layer."""
+        import onnx_ir as ir
+
+        model = ir.load(path)
+        have = {v.name for node in model.graph for v in node.outputs}
+        found = {}
+        for layer in self.info.layers:
+            for name in (f"{layer.output}_f32", layer.output):
+                if name in have:
+                    found[layer.name] = name
+                    break
+        write(_tapped(model, list(found.values())), tapped)
+        return found
+
+
+def open_onnx(path: Path) -> OnnxModel:
     """Read an ``.onnx`` file. Raises InputError as :func:`fewbits.models.onnx.load.load` does, and for NaN weights."""
     source = load(path)
-    folded = fold(source.model)
-    layers = find_layers(path, folded.graph)
-    return OnnxModel(source, folded, ModelInfo(source.inputs, source.outputs, layers))
+    return OnnxModel(source, fold(source.model))
+
+
+def _tapped(model: ir.Model, tensors: Collection[str]) -> ir.Model:
+    have = {output.name for output in model.graph.outputs}
+    values = {v.name: v for node in model.graph for v in node.outputs}
+    values.update({v.name: v for v in model.graph.inputs})
+    for name in tensors:
+        if name not in have:
+            model.graph.outputs.append(values[name])
+    return model

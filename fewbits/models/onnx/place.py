@@ -43,9 +43,10 @@ def place(graph: ir.Graph, assigned: Iterable[Assignment], target: Target) -> Pl
         for node in convolutions:
             value = _behind_rectifier(node.outputs[0])
             wanted.add(value, _readers(value))
-    outputs = {_behind_rectifier(node.outputs[0]) for node in convolutions}
-    for value, edge in _residual_inputs(graph, outputs, target):
-        wanted.add(value, (edge,))
+    if target.quantize_residuals:
+        outputs = {_behind_rectifier(node.outputs[0]) for node in convolutions}
+        for value, edge in _residual_inputs(graph, outputs):
+            wanted.add(value, (edge,))
     for value in list(wanted.readers):
         _hoist(value, wanted, target)
     return wanted.placement(graph)
@@ -91,25 +92,20 @@ def _readers(value: ir.Value) -> tuple[Edge, ...]:
 
 
 def _behind_rectifier(value: ir.Value) -> ir.Value:
-    uses = value.uses()
+    uses = tuple(value.uses())
     if len(uses) == 1 and uses[0].node.op_type in RECTIFIERS and not value.is_graph_output():
         return uses[0].node.outputs[0]
     return value
 
 
-def _residual_inputs(graph: ir.Graph, outputs: set[ir.Value], target: Target) -> Iterator[tuple[ir.Value, Edge]]:
+def _residual_inputs(graph: ir.Graph, outputs: set[ir.Value]) -> Iterator[tuple[ir.Value, Edge]]:
     """Inputs of an Add of two computed tensors where at least one comes from a static convolution."""
-    if target.residual_inputs == "none":
-        return
     for node in graph:
         if node.op_type != "Add" or any(v is None or v.const_value is not None for v in node.inputs):
             continue
         values = [v for v in node.inputs if v is not None]
-        if not any(v in outputs for v in values):
-            continue
-        fused = next((v for v in values if v in outputs), None) if target.residual_inputs == "skip" else None
-        for index, value in enumerate(values):
-            if value is not fused:
+        if any(v in outputs for v in values):
+            for index, value in enumerate(values):
                 yield value, Edge(node.name or "", index)
 
 

@@ -1,0 +1,173 @@
+"""Which candidates to try: recipes, each written for the engines' targets and run at the precisions they offer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fewbits.engines.cpu import Cpu
+from fewbits.engines.engine import Engine, EngineSettings
+from fewbits.engines.targets import targets
+from fewbits.errors import InputError
+from fewbits.planning.model_info import ModelInfo
+from fewbits.planning.plan import Plan
+from fewbits.planning.recipe import PRESETS, Assignment, Recipe, ResolvedRecipe, assign, read_recipe
+from fewbits.planning.target import Target
+
+ORIGINAL = "original"
+AUTO = ("fp16", "w8", "w4_g128", "w8a8_dynamic", "w8a8")
+ACTIVATION_GROUP = 32  # an engine that may round activations of weight-only layers shares a scale among this many
+
+
+@dataclass(frozen=True)
+class Draft:
+    """One file to be written: a recipe for a target, and what its rules say of each layer."""
+
+    recipe: Recipe
+    target: Target
+    assigned: tuple[Assignment, ...]
+
+
+@dataclass(frozen=True)
+class Written:
+    """A file that exists, with the plan it holds; None for the original."""
+
+    path: Path
+    draft: Draft | None
+    plan: Plan | None
+    bytes_by_dtype: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A file in an engine under settings. ``name`` is unique and short."""
+
+    name: str
+    file: Written
+    settings: EngineSettings
+
+    @property
+    def is_original(self) -> bool:
+        """The model that came in, unchanged."""
+        return self.file.plan is None
+
+    @property
+    def recipe(self) -> str:
+        """The recipe's name."""
+        return ORIGINAL if self.file.draft is None else self.file.draft.recipe.name
+
+
+def resolve(recipe: str, exclude: Sequence[str]) -> tuple[ResolvedRecipe, ...]:
+    """The recipes that a name, a file or ``auto`` stands for, with the excluded layers kept in float.
+
+    Raises:
+        InputError: as :func:`fewbits.planning.recipe.read_recipe`.
+    """
+    if recipe == "auto":
+        resolved = tuple(ResolvedRecipe(PRESETS[name]) for name in AUTO)
+    elif recipe == ORIGINAL:
+        return ()
+    else:
+        resolved = (read_recipe(recipe),)
+    if not exclude:
+        return resolved
+    return tuple(
+        ResolvedRecipe(one.recipe.excluding(exclude), one.engine, one.precision, one.placement, one.seed)
+        for one in resolved
+    )
+
+
+def drafts(
+    resolved: Sequence[ResolvedRecipe], info: ModelInfo, engines: Mapping[str, Engine], cpu: Cpu, has_data: bool
+) -> tuple[tuple[Draft, ...], tuple[str, ...]]:
+    """The files worth writing, and in words what was passed over and why.
+
+    Where one recipe was asked for, what is wrong with it is an error; among several it is passed over.
+
+    Raises:
+        InputError: the one recipe asked for needs data and there is none, or does not fit the model.
+    """
+    found: list[Draft] = []
+    passed: list[str] = []
+    for one in resolved:
+        recipe = one.recipe
+        try:
+            if recipe.needs_data and not has_data:
+                raise InputError(f"recipe {recipe.name!r} needs calibration data; give --data FILE (an .npz)")
+            assigned = assign(recipe, info)
+            if not any(a.weights or a.activations for a in assigned):
+                raise InputError(f"recipe {recipe.name!r} keeps every layer in float; there is nothing to compress")
+        except InputError as error:
+            if len(resolved) == 1:
+                raise
+            passed.append(str(error))
+            continue
+        found += [
+            Draft(recipe, target, assigned)
+            for target in _targets(one, engines, cpu)
+            if len(resolved) == 1 or _worth_it(recipe, assigned, target)
+        ]
+    return tuple(found), tuple(passed)
+
+
+def _targets(one: ResolvedRecipe, engines: Mapping[str, Engine], cpu: Cpu) -> Iterator[Target]:
+    for name in engines:
+        if one.engine in (None, name):
+            for number, target in enumerate(targets(name, cpu)):
+                wanted = one.placement in (None, target.placement)
+                if wanted and (number == 0 or one.placement is not None or one.recipe.needs_data):
+                    yield target
+
+
+def _worth_it(recipe: Recipe, assigned: Sequence[Assignment], target: Target) -> bool:
+    """Whether the capability table says that this engine gains by it."""
+    if any(a.activations is not None and a.activations.dynamic for a in assigned):
+        return target.dynamic_int8
+    if recipe.needs_data:
+        return target.activation_qtype is not None
+    return all(a.weights is None or target.weight_form(a.weights.qtype) is not None for a in assigned)
+
+
+def candidates(
+    original: Written,
+    written: Sequence[Written],
+    engines: Mapping[str, Engine],
+    precisions: Mapping[str, Sequence[str]],
+    threads: int,
+) -> tuple[Candidate, ...]:
+    """The original in every engine and precision, then every file in the engine it was written for."""
+    found = []
+    for engine in engines:
+        for precision in precisions[engine]:
+            settings = EngineSettings(engine, precision, threads)
+            found.append(Candidate(f"{ORIGINAL} {SHORT.get(engine, engine)} {precision}", original, settings))
+    for file in written:
+        assert file.draft is not None
+        target = file.draft.target
+        many = sum(
+            other.draft is not None
+            and other.draft.recipe.name == file.draft.recipe.name
+            and other.draft.target.engine == target.engine
+            for other in written
+        )
+        placement = f" {target.placement}" if many > 1 else ""
+        for precision in precisions[target.engine]:
+            name = f"{file.draft.recipe.name} {SHORT.get(target.engine, target.engine)} {precision}{placement}"
+            settings = EngineSettings(target.engine, precision, threads)
+            found.append(Candidate(name, file, settings))
+            if _weight_only_matmul(file.draft) and target.rounds_activations:
+                rounding = EngineSettings(target.engine, precision, threads, ACTIVATION_GROUP)
+                found.append(Candidate(f"{name} a8", file, rounding))
+    return tuple(found)
+
+
+SHORT = {"onnxruntime": "ort", "openvino": "ov"}
+"""Engines' names as they appear in the names of candidates."""
+
+
+def _weight_only_matmul(draft: Draft) -> bool:
+    return any(
+        a.layer.kind == "linear" and a.weights is not None and not a.weights.is_float and a.activations is None
+        for a in draft.assigned
+    )

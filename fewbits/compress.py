@@ -1,0 +1,382 @@
+"""The main job: load, observe, plan, apply, write, measure, choose, report; readable from top to bottom."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fewbits.candidates import Candidate, Draft, Written, candidates, drafts, resolve
+from fewbits.choose import PREFERENCES, Choice, Limits, Measured, Prefer, choose, parse_drop, parse_size
+from fewbits.decide import decide
+from fewbits.describe import describe
+from fewbits.engines.cpu import Cpu, cpu
+from fewbits.engines.engine import Engine, EngineSettings, available, get
+from fewbits.errors import EngineError, InputError
+from fewbits.figures import Figures, Outcome
+from fewbits.handover import check_place, replacing
+from fewbits.loaded import LoadedModel, load
+from fewbits.measure.latency import Contestant, measure_latency
+from fewbits.measure.quality import MetricName, Reference, score
+from fewbits.measure.size import artifact_bytes
+from fewbits.models.model import Model, open_model
+from fewbits.observe import observe
+from fewbits.planning.recipe import ResolvedRecipe
+from fewbits.planning.stats import Stats
+from fewbits.samples import Feeds, Samples, open_samples, synthetic
+from fewbits.verify import Checker
+
+if TYPE_CHECKING:
+    from fewbits.report.record import Report
+
+SCORING_BATCH = 32
+CHECKED_SAMPLES = 8  # are run through every written file and held against the plan's own arithmetic
+
+Progress = Callable[[str, int, int], None]
+"""Called with a stage, the steps done in it, and the steps in all (0 where that is not known)."""
+
+Evaluate = Callable[[LoadedModel], float]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the user asked of the result, as written."""
+
+    max_drop: str | float = "1%"
+    max_size: str | float | None = None
+    min_speedup: float | None = None
+    prefer: Prefer = "speed"
+
+
+@dataclass(frozen=True)
+class Run:
+    """What every stage of one run needs; ``timings`` and ``notes`` grow as it goes."""
+
+    model: Model
+    folder: Path
+    cpu: Cpu
+    engines: Mapping[str, Engine]
+    threads: int
+    seed: int
+    calibration: Samples | None
+    scoring: Samples
+    sample: Feeds
+    evaluate: Evaluate | None
+    progress: Progress
+    timings: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time what is inside under that name."""
+        start = time.perf_counter()
+        self.progress(name, 0, 0)
+        yield
+        self.timings[name] = time.perf_counter() - start
+
+
+@dataclass(frozen=True)
+class Result:
+    """What the main job found.
+
+    Attributes:
+        report: everything measured, and the choice.
+        folder: where the files are: the artifact, ``report.html``, ``report.json``, ``recipe.toml``, ``run.py``.
+    """
+
+    report: Report
+    folder: Path
+
+    @property
+    def met(self) -> bool:
+        """A candidate meets every limit."""
+        return self.report.chosen is not None
+
+    @property
+    def model(self) -> LoadedModel:
+        """The saved model, with the same inputs and outputs as the one that came in."""
+        return load(self.folder)
+
+    def save(self, out: str | Path) -> Path:
+        """Copy the folder to ``out``, which must be new or written by fewbits before; it is replaced as a whole."""
+        with replacing(Path(out)) as place:
+            shutil.copytree(self.folder, place, dirs_exist_ok=True)
+        return Path(out)
+
+    def __str__(self) -> str:
+        from fewbits.report.terminal import text
+
+        return text(self.report, str(self.folder / "report.html"))
+
+
+def compress(
+    model: str | Path,
+    data: Any = None,
+    *,
+    eval: Any = None,
+    evaluate: Evaluate | None = None,
+    recipe: str = "auto",
+    engine: str = "auto",
+    max_drop: str | float = "1%",
+    max_size: str | float | None = None,
+    min_speedup: float | None = None,
+    prefer: Prefer = "speed",
+    exclude: Sequence[str] = (),
+    threads: int | None = None,
+    seed: int = 0,
+    out: str | Path | None = None,
+    progress: Progress = lambda stage, done, total: None,
+) -> Result:
+    """Hand back the same model in fewer bits, with proof: measured in the runtime that will run it.
+
+    Args:
+        model: path of an ``.onnx`` file.
+        data: calibration samples: an ``.npz``, arrays, or batches (see :func:`fewbits.samples.open_samples`).
+        eval: samples to score with, with ``labels`` where the score is top-1; else a part of ``data`` is kept for it.
+        evaluate: gives a score, higher is better, for a callable model; takes the place of the built-in metric.
+        recipe: ``auto``, a preset, ``original``, or the path of a recipe in TOML.
+        engine: ``auto`` for all that are installed, or one of them.
+        max_drop: largest loss: ``"1%"`` of the original's score, or a number in the metric's unit.
+        max_size: largest file: ``"25%"`` of the original, ``"20MB"``, or bytes.
+        min_speedup: against the original in float32 in its fastest engine.
+        prefer: what decides among those that meet the limits: ``speed``, ``size`` or ``quality``.
+        exclude: patterns of layer names or operators to keep in float.
+        threads: of one inference; the usable physical cores where None.
+        seed: of everything drawn at random.
+        out: folder for the result; a temporary one where None (then ``Result.save``).
+        progress: told of what goes on.
+
+    Raises:
+        InputError: something the user gave is wrong; nothing is written.
+        VerificationError: a written file does not hold what was planned; nothing is handed over.
+    """
+    asked = Asked(max_drop, max_size, min_speedup, prefer)
+    _check(asked)
+    if out is not None:
+        check_place(Path(out))
+    recipes = resolve(recipe, exclude)
+    with tempfile.TemporaryDirectory(prefix="fewbits-") as scratch:
+        run = _begin(Path(model), data, eval, evaluate, engine, threads, seed, Path(scratch), progress)
+        planned, passed_over = drafts(recipes, run.model.info, run.engines, run.cpu, run.calibration is not None)
+        run.notes.extend(passed_over)
+
+        stats = _observe(run, planned)
+        written = _write(run, planned, stats)
+        tried = _candidates(run, written, recipes)
+        metric, scored = _score(run, tried)
+        outcomes = _measure(run, _verify(run, scored))
+        figures = Figures(outcomes)
+        choice, limits = _choose(run, outcomes, figures, asked, metric)
+
+        place = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="fewbits-result-")) / "result"
+        with replacing(place) as folder:
+            report = describe(run, outcomes, figures, choice, limits, asked, metric, folder)
+        return Result(report, place)
+
+
+def _check(asked: Asked) -> None:
+    if asked.prefer not in PREFERENCES:
+        raise InputError(f"prefer is {asked.prefer!r}; allowed are {', '.join(PREFERENCES)}")
+    parse_drop(asked.max_drop, 100.0)
+    parse_size(asked.max_size, 1)
+
+
+def _begin(
+    path: Path,
+    data: Any,
+    eval: Any,
+    evaluate: Evaluate | None,
+    engine: str,
+    threads: int | None,
+    seed: int,
+    scratch: Path,
+    progress: Progress,
+) -> Run:
+    """Open the model, the data and the engines, and check each against the others."""
+    start = time.perf_counter()
+    progress("load", 0, 0)
+    engines = available() if engine == "auto" else {engine: get(engine)}
+    if not engines:
+        raise InputError("no engine is installed; run: pip install onnxruntime openvino")
+    if threads is not None and threads < 1:
+        raise InputError(f"threads is {threads}; give 1 or more")
+    model = open_model(path)
+    notes = []
+    calibration = None if data is None else open_samples(data, model.info.inputs)
+    if eval is not None:
+        scoring = open_samples(eval, model.info.inputs, "eval")
+    elif calibration is not None:
+        calibration, scoring = calibration.split()
+        notes.append("scored on every fourth sample of the data, which was kept from calibration")
+    else:
+        scoring = synthetic(model.info, seed)
+        notes.append("no data was given: agreement on random inputs says little; give --data, or --eval with labels")
+    if calibration is not None:
+        calibration.first()
+    sample = scoring.first(model.batch or 1)
+    machine = cpu()
+    run = Run(
+        model,
+        scratch,
+        machine,
+        engines,
+        threads or machine.physical_cores,
+        seed,
+        calibration,
+        scoring,
+        sample,
+        evaluate,
+        progress,
+        notes=notes,
+    )
+    run.timings["load"] = time.perf_counter() - start
+    return run
+
+
+def _observe(run: Run, planned: Sequence[Draft]) -> Stats | None:
+    """Stream the calibration data through the float model once, for every file that needs ranges."""
+    wanted = [run.model.wanted(draft.assigned, draft.target) for draft in planned if draft.recipe.needs_data]
+    if not wanted or run.calibration is None:
+        return None
+    with run.stage("observe"):
+        tensors = list(dict.fromkeys(name for one in wanted for name in one.tensors))
+        path = run.folder / "observed.onnx"
+        run.model.tapped(tensors, path)
+        session = get("onnxruntime").compile(path, EngineSettings("onnxruntime", "f32", run.threads))
+        rows = {name for one in wanted for name in one.rows}
+        samples = {name for one in wanted for name in one.samples}
+
+        def progress(done: int) -> None:
+            run.progress("observe", done, 0)
+
+        return observe(session, run.calibration, tensors, rows, samples, run.model.batch, progress)
+
+
+def _write(run: Run, planned: Sequence[Draft], stats: Stats | None) -> list[Written]:
+    """Decide, write and read back every draft."""
+    written: list[Written] = []
+    with run.stage("write"):
+        for number, draft in enumerate(planned):
+            run.progress("write", number, len(planned))
+            placement = run.model.place(draft.assigned, draft.target)
+            plan = decide(draft.recipe, draft.assigned, placement, stats, draft.target, run.model.weight)
+            if not plan.weights:
+                run.notes.append(f"recipe {draft.recipe.name!r}: every layer is too small to gain anything")
+                continue
+            path = run.folder / str(number) / run.model.artifact_name
+            path.parent.mkdir()
+            run.model.write(plan, path)
+            written.append(Written(path, draft, plan, run.model.read_back(path, plan)))
+    return written
+
+
+def _candidates(run: Run, written: Sequence[Written], recipes: Sequence[ResolvedRecipe]) -> tuple[Candidate, ...]:
+    """The original and every file, at every precision of the engines; or as a resolved recipe pins it."""
+    precisions = {name: engine.precisions(run.cpu) for name, engine in run.engines.items()}
+    original = Written(run.model.path, None, None, run.model.bytes_by_dtype())
+    tried = candidates(original, written, run.engines, precisions, run.threads)
+    pinned = recipes[0].precision if len(recipes) == 1 else None
+    return tuple(one for one in tried if one.is_original or pinned in (None, one.settings.precision))
+
+
+def _score(run: Run, tried: Sequence[Candidate]) -> tuple[MetricName, list[Outcome]]:
+    """Run every candidate over the scoring samples, against the original's outputs in float32."""
+    with run.stage("score"):
+        batch = run.model.batch or SCORING_BATCH
+        reference = _reference(run, tried, batch)
+        metric = reference.metric(run.scoring.has_labels())
+        outcomes = []
+        for number, one in enumerate(tried):
+            run.progress("score", number, len(tried))
+            try:
+                session = get(one.settings.engine).compile(one.file.path, one.settings)
+                quality = score(session, run.scoring, batch, reference, metric)
+                value = quality.score if run.evaluate is None else _evaluated(run.evaluate, one)
+                outcomes.append(Outcome(one, quality=quality, score=value))
+            except EngineError as error:
+                outcomes.append(Outcome(one, error=str(error)))
+    return metric, outcomes
+
+
+def _reference(run: Run, tried: Sequence[Candidate], batch: int) -> Reference:
+    """The original's outputs in float32, from the first engine that can run it."""
+    folder = run.folder / "reference"
+    folder.mkdir()
+    reference = Reference(folder)
+    errors = []
+    for one in tried:
+        if one.is_original and one.settings.precision == "f32":
+            try:
+                session = get(one.settings.engine).compile(one.file.path, one.settings)
+                reference.record(session, run.scoring, batch)
+                return reference
+            except EngineError as error:
+                errors.append(str(error))
+    raise InputError(f"{run.model.path}: no engine can run the original: {'; '.join(errors)}")
+
+
+def _evaluated(evaluate: Evaluate, candidate: Candidate) -> float | None:
+    value = float(evaluate(LoadedModel(candidate.file.path, candidate.settings)))
+    return value if np.isfinite(value) else None
+
+
+def _verify(run: Run, outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """Hold every written file, run in its engine, against the plan's own arithmetic."""
+    with run.stage("verify"):
+        checker = Checker(run.model, run.scoring.first(run.model.batch or CHECKED_SAMPLES), run.folder)
+        checked = []
+        for number, outcome in enumerate(outcomes):
+            run.progress("verify", number, len(outcomes))
+            if outcome.error is None and not outcome.candidate.is_original:
+                outcome = replace(outcome, error=checker.difference(outcome.candidate))
+            checked.append(outcome)
+    return checked
+
+
+def _measure(run: Run, outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """Latency of all that can be run, side by side."""
+    with run.stage("measure"):
+        able = [one.candidate for one in outcomes if one.error is None]
+        contestants = [Contestant(one.name, one.file.path, one.settings) for one in able]
+
+        def progress(done: int, total: int, name: str) -> None:
+            run.progress("measure", done, total)
+
+        latencies = measure_latency(contestants, run.sample, seed=run.seed, progress=progress)
+        by_name = {latency.name: latency for latency in latencies}
+    measured = []
+    for one in outcomes:
+        latency = by_name.get(one.candidate.name)
+        failed = None if latency is None else latency.error
+        measured.append(replace(one, latency=None if failed else latency, error=one.error or failed))
+    return measured
+
+
+def _choose(
+    run: Run, outcomes: Sequence[Outcome], figures: Figures, asked: Asked, metric: MetricName
+) -> tuple[Choice, Limits]:
+    """Resolve the limits against the original, and choose."""
+    limits = Limits(
+        parse_drop(asked.max_drop, figures.original_score),
+        parse_size(asked.max_size, run.model.size_bytes),
+        asked.min_speedup,
+    )
+    measured = [
+        Measured(
+            one.candidate.name,
+            artifact_bytes(one.candidate.file.path),
+            None if one.latency is None else one.latency.p50_ms,
+            None if (ratio := figures.speedup(one)) is None else ratio.value,
+            figures.drop(one),
+            one.error,
+        )
+        for one in outcomes
+    ]
+    return choose(measured, limits, asked.prefer, "" if run.evaluate else " points"), limits

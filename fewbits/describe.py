@@ -1,0 +1,381 @@
+"""Put what one run found into a Report, and the files that are handed over beside it."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import shutil
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fewbits import __version__
+from fewbits.candidates import ORIGINAL, Candidate, Written
+from fewbits.choose import Choice, Limits
+from fewbits.engines.onnxruntime_engine import literal_session
+from fewbits.figures import Figures, Outcome
+from fewbits.handover import REPORT
+from fewbits.measure.quality import MetricName
+from fewbits.measure.size import artifact_bytes, artifact_files
+from fewbits.planning.plan import LayerPlan, Plan, WeightPlan
+from fewbits.planning.recipe import Recipe, ResolvedRecipe, Rule, write_recipe
+from fewbits.report import record as r
+from fewbits.report.histogram import histogram
+from fewbits.report.html import render
+
+if TYPE_CHECKING:
+    from fewbits.compress import Asked, Run
+
+METRICS: dict[MetricName, tuple[str, str]] = {
+    "top1": ("%", "share of samples whose largest output is their label"),
+    "agreement": ("%", "share of samples whose largest output is the original's"),
+    "cosine": ("%", "mean cosine of the outputs with the original's, times 100"),
+}
+FORMS = {"cast_mul": "Cast + Mul", "dequantize": "DequantizeLinear"}
+DESCRIBED_SAMPLES = 8  # are run for the error of every layer's output
+
+
+def describe(
+    run: Run,
+    outcomes: Sequence[Outcome],
+    figures: Figures,
+    choice: Choice,
+    limits: Limits,
+    asked: Asked,
+    metric: MetricName,
+    folder: Path,
+) -> r.Report:
+    """Build the report, and fill ``folder`` with everything that is handed over."""
+    saved = next((one for one in outcomes if one.candidate.name == choice.saved), None)
+    unit, description = METRICS[metric] if run.evaluate is None else ("", "as the given function evaluates it")
+    layers: tuple[r.Layer, ...] = ()
+    left: tuple[r.LeftInFloat, ...] = ()
+    shown = None
+    files: tuple[r.File, ...] = ()
+    if saved is not None:
+        files = _artifacts(run, saved.candidate, folder)
+        plan = saved.candidate.file.plan
+        if plan is not None:
+            layers = _layers(run, saved.candidate, plan)
+            left = _left_in_float(run, plan)
+            shown = _histogram(plan)
+    report = r.Report(
+        fewbits=__version__,
+        machine=_machine(run),
+        source=r.Source(
+            path=run.model.path.name,
+            sha256=run.model.sha256,
+            size_bytes=run.model.size_bytes,
+            format=run.model.format,
+            params=run.model.params,
+            opset=run.model.opset,
+        ),
+        metric=r.Metric(
+            name=metric if run.evaluate is None else "evaluate",
+            original=figures.original_score,
+            unit=unit,
+            samples=figures.reference.quality.samples if figures.reference.quality else None,
+            description=description,
+        ),
+        limits=r.Limits(
+            max_drop=str(asked.max_drop),
+            max_size=None if asked.max_size is None else str(asked.max_size),
+            min_speedup=asked.min_speedup,
+            prefer=asked.prefer,
+            metric_limit=None if limits.max_drop is None else figures.original_score - limits.max_drop,
+            size_limit_bytes=limits.max_bytes,
+            latency_limit_ms=None
+            if limits.min_speedup is None or figures.reference.latency is None
+            else figures.reference.latency.p50_ms / limits.min_speedup,
+        ),
+        chosen=choice.chosen,
+        saved=choice.saved,
+        reference=figures.reference.candidate.name,
+        verdict=_verdict(saved, figures, choice),
+        candidates=tuple(_candidate(run, one, figures, choice, saved) for one in outcomes),
+        layers=layers,
+        left_in_float=left,
+        bytes_by_dtype=dict(saved.candidate.file.bytes_by_dtype) if saved else {},
+        bytes_by_dtype_original=dict(run.model.bytes_by_dtype()),
+        histogram=shown,
+        timings_s={name: round(seconds, 3) for name, seconds in run.timings.items()},
+        latency_at=_latency_at(run),
+        engine_settings={} if saved is None else _settings(saved.candidate),
+        snippet=None if saved is None else saved.candidate.settings.snippet(run.model.artifact_name, _shapes(run)),
+        files=files,
+        notes=tuple(run.notes),
+    )
+    (folder / REPORT).write_text(report.to_json(), encoding="utf-8")
+    (folder / "report.html").write_text(render(report), encoding="utf-8")
+    return report
+
+
+def _artifacts(run: Run, saved: Candidate, folder: Path) -> tuple[r.File, ...]:
+    """Copy the saved file, and write the recipe that makes it again and the lines that run it."""
+    for file in artifact_files(saved.file.path):
+        shutil.copyfile(file, folder / file.name)
+    artifact = folder / saved.file.path.name
+    if artifact.name != run.model.artifact_name:
+        artifact = artifact.rename(folder / run.model.artifact_name)
+    (folder / "recipe.toml").write_text(write_recipe(_resolved(run, saved)), encoding="utf-8")
+    lines = saved.settings.snippet(artifact.name, _shapes(run))
+    inputs = ", ".join(f"{one.name!r}: ..." for one in run.model.info.inputs)
+    head = f"# Runs {artifact.name} with the settings that were measured.\nfeeds = {{{inputs}}}  # numpy arrays\n"
+    (folder / "run.py").write_text(f"{head}{lines}\n", encoding="utf-8")
+    return (
+        r.File(path=artifact.name, what="the model", size_bytes=artifact_bytes(artifact)),
+        r.File(path="recipe.toml", what="makes the same bytes again"),
+        r.File(path="run.py", what="runs it without fewbits"),
+        r.File(path=REPORT, what="this report as data"),
+    )
+
+
+def _resolved(run: Run, saved: Candidate) -> ResolvedRecipe:
+    draft, settings = saved.file.draft, saved.settings
+    if draft is None:
+        keep = Recipe(ORIGINAL, (Rule("*"),), "the model as it came")
+        return ResolvedRecipe(keep, settings.engine, settings.precision, None, run.seed)
+    return ResolvedRecipe(draft.recipe, settings.engine, settings.precision, draft.target.placement, run.seed)
+
+
+def _candidate(run: Run, one: Outcome, figures: Figures, choice: Choice, saved: Outcome | None) -> r.Candidate:
+    candidate, latency, quality = one.candidate, one.latency, one.quality
+    file, settings = candidate.file, candidate.settings
+    speedup, over_bf16 = figures.speedup(one), figures.speedup_vs_bf16(one)
+    size = artifact_bytes(file.path)
+    failed = choice.failed[candidate.name]
+    tied = saved is not None and saved.latency is not None and latency is not None and latency is not saved.latency
+    agreement = None if quality is None else quality.agreement
+    return r.Candidate(
+        name=candidate.name,
+        recipe=candidate.recipe,
+        engine=settings.engine,
+        precision=settings.precision,
+        original=candidate.is_original,
+        path=run.model.artifact_name if candidate.name == choice.saved else None,
+        sha256=_sha256(file),
+        size_bytes=size,
+        size_ratio=size / run.model.size_bytes,
+        latency_ms=r.Latency()
+        if latency is None
+        else r.Latency(p50=latency.p50_ms, p10=latency.p10_ms, p90=latency.p90_ms),
+        speedup=None if speedup is None else speedup.value,
+        speedup_low=None if speedup is None else speedup.low,
+        speedup_high=None if speedup is None else speedup.high,
+        speedup_vs_bf16=None if over_bf16 is None else over_bf16.value,
+        metric=one.score,
+        drop=figures.drop(one),
+        agreement=r.Agreement()
+        if agreement is None
+        else r.Agreement(top1=agreement.top1, cosine_min=agreement.cosine_min, sqnr_db=agreement.sqnr_db),
+        met=None if one.error is not None or one.score is None else not failed,
+        failed=failed,
+        error=one.error,
+        tied=tied and _tied(one, saved),
+        load_ms=None if latency is None else latency.load_ms,
+        resident_bytes=None if latency is None else latency.resident_bytes,
+        threads=settings.threads,
+        weight_form=_form(file),
+        folded=_folded(file),
+        settings=_settings(candidate),
+    )
+
+
+def _tied(one: Outcome, saved: Outcome | None) -> bool:
+    if saved is None or saved.latency is None or one.latency is None:
+        return False
+    return abs(one.latency.p50_ms / saved.latency.p50_ms - 1) <= 0.03
+
+
+def _settings(candidate: Candidate) -> dict[str, str]:
+    return {key: str(value) for key, value in vars(candidate.settings).items()}
+
+
+def _form(file: Written) -> str | None:
+    """How the weights are written, in words."""
+    if file.plan is None:
+        return None
+    forms = Counter()
+    for layer in file.plan.layers:
+        for weight in layer.weights:
+            forms[_form_of(file.plan, layer, weight)] += 1
+    return ", ".join(form for form, _ in forms.most_common())
+
+
+def _form_of(plan: Plan, layer: LayerPlan, weight: WeightPlan) -> str:
+    if weight.codes is None:
+        return f"{weight.scheme.qtype} + Cast"
+    if layer.op == "Gather":
+        return "Gather codes, then scale"
+    if layer.dynamic and plan.target.dynamic_int8:
+        return "MatMulInteger"
+    return "QDQ" if layer.static else FORMS[plan.target.weight_form(weight.scheme.qtype) or "dequantize"]
+
+
+def _folded(file: Written) -> str | None:
+    form = _form(file) or ""
+    return "a folded form saves file, not memory" if "Cast" in form else None
+
+
+def _layers(run: Run, candidate: Candidate, plan: Plan) -> tuple[r.Layer, ...]:
+    errors = _output_errors(run, candidate.file.path)
+    infos = {layer.name: layer for layer in run.model.info.layers}
+    described = []
+    for layer in plan.layers:
+        info = infos[layer.name]
+        stored = [weight.codes.nbytes if weight.codes is not None else 2 * weight.values.size for weight in layer.weights]
+        described.append(
+            r.Layer(
+                name=layer.name,
+                op=layer.op,
+                scheme=layer.scheme,
+                bits=_bits(layer),
+                params=info.params,
+                bytes=sum(stored) if layer.weights else 4 * info.params,
+                weight_sqnr_db=_weight_sqnr(layer),
+                output_sqnr_db=errors.get(layer.name),
+                shape=info.weights[0].shape if info.weights else None,
+                why=layer.float_reason,
+            )
+        )
+    return tuple(described)
+
+
+def _bits(layer: LayerPlan) -> int | None:
+    if not layer.weights:
+        return 32 if layer.float_reason else None
+    first = layer.weights[0]
+    return 16 if first.codes is None else first.codes.qtype.bits
+
+
+def _weight_sqnr(layer: LayerPlan) -> float | None:
+    import torch
+
+    from fewbits.models.onnx.encode import narrow
+
+    signal = noise = 0.0
+    for weight in layer.weights:
+        values = weight.values.astype(np.float64)
+        now = weight.codes.dequantize(torch.float32).numpy() if weight.codes is not None else narrow(weight)
+        signal += float(np.square(values).sum())
+        noise += float(np.square(values - now.astype(np.float64)).sum())
+    return 10 * np.log10(signal / noise) if noise and signal else None
+
+
+def _output_errors(run: Run, path: Path) -> Mapping[str, float]:
+    """SQNR of every layer's output in the saved file, dB, errors of the layers before it included."""
+    tapped, plain = run.folder / "tapped.onnx", run.folder / "plain.onnx"
+    names = run.model.layer_outputs(path, tapped)
+    originals = {layer.name: layer.output for layer in run.model.info.layers}
+    run.model.tapped([originals[name] for name in names], plain)
+    feeds = run.scoring.first(run.model.batch or DESCRIBED_SAMPLES)
+    got = literal_session(tapped, run.threads).run(feeds)
+    expected = literal_session(plain, run.threads).run(feeds)
+    errors = {}
+    for layer, name in names.items():
+        a, b = expected[originals[layer]].astype(np.float64), got[name].astype(np.float64)
+        noise = float(np.square(a - b).sum())
+        if a.shape == b.shape and noise > 0:
+            errors[layer] = float(10 * np.log10(max(float(np.square(a).sum()), 1e-30) / noise))
+    return errors
+
+
+def _left_in_float(run: Run, plan: Plan) -> tuple[r.LeftInFloat, ...]:
+    """Layers that the plan leaves in float, and operators that no plan touches."""
+    reasons: Counter[tuple[str, str]] = Counter()
+    touched: Counter[str] = Counter()
+    for layer in plan.layers:
+        if layer.float_reason is not None:
+            reasons[layer.op, layer.float_reason] += 1
+        elif not layer.weights and not layer.static:
+            reasons[layer.op, "multiplies two activations, which this recipe leaves in float"] += 1
+        touched[layer.op] += 1
+    for op, count in run.model.operators().items():
+        rest = count - touched[op]
+        if rest and op in COMPUTING:
+            reasons[op, COMPUTING[op]] += rest
+    return tuple(r.LeftInFloat(op=op, count=count, why=why) for (op, why), count in reasons.most_common())
+
+
+_NO_WEIGHTS = "has no weights; engines run it in float, or fuse it with its neighbour"
+_SENSITIVE = "needs the range and precision of float"
+COMPUTING = {
+    **dict.fromkeys(("Relu", "Clip", "Add", "Sub", "Mul", "Div", "Sigmoid", "Tanh", "HardSwish"), _NO_WEIGHTS),
+    **dict.fromkeys(("AveragePool", "GlobalAveragePool", "MaxPool", "ReduceMean", "Gelu", "Erf"), _NO_WEIGHTS),
+    **dict.fromkeys(("Softmax", "LayerNormalization", "BatchNormalization", "InstanceNormalization"), _SENSITIVE),
+    **dict.fromkeys(("Exp", "Sqrt", "Pow", "ReduceSum", "Reciprocal", "GroupNormalization"), _SENSITIVE),
+    **dict.fromkeys(("If", "Loop", "Scan"), "layers inside it are not reached yet"),
+}
+"""Operators that compute in float, and why they are left so; those that only move or index values are not listed."""
+
+
+def _histogram(plan: Plan) -> r.Histogram | None:
+    """The layer whose weights lost most, before and after."""
+    worst = min(
+        (layer for layer in plan.layers if layer.weights and layer.weights[0].codes is not None),
+        key=lambda layer: _weight_sqnr(layer) or float("inf"),
+        default=None,
+    )
+    if worst is None:
+        return None
+    weight = worst.weights[0]
+    assert weight.codes is not None
+    return histogram(worst.name, weight.values, weight.codes.dequantize().numpy(), "its weights lost most")
+
+
+def _verdict(saved: Outcome | None, figures: Figures, choice: Choice) -> str:
+    if saved is None:
+        return "No candidate could be measured and scored; nothing but this report was written."
+    speedup = figures.speedup(saved)
+    times = "" if speedup is None else f", {speedup.value:.2f} times as fast as float32"
+    drop = figures.drop(saved)
+    lost = "" if drop is None else f", {_lost(drop)}"
+    name = saved.candidate.name
+    if choice.chosen is None:
+        return f"No candidate meets the limits; the best so far is {name}: {'; '.join(choice.failed[name])}."
+    if saved.candidate.is_original:
+        where = f"{saved.candidate.settings.engine} at {saved.candidate.settings.precision}"
+        return f"Do not quantize: run the original file in {where}{times}{lost}."
+    share = artifact_bytes(saved.candidate.file.path) / artifact_bytes(figures.reference.candidate.file.path)
+    return f"Take {name}: {share:.0%} of the bytes{times}{lost}."
+
+
+def _lost(drop: float) -> str:
+    if drop > 0:
+        return f"losing {drop:.2f} points of the score"
+    return "with the same score" if drop == 0 else f"gaining {-drop:.2f} points of the score"
+
+
+def _latency_at(run: Run) -> str:
+    shapes = ", ".join(f"{name} {'x'.join(map(str, array.shape))}" for name, array in run.sample.items())
+    return f"{shapes}, {run.threads} threads"
+
+
+def _shapes(run: Run) -> dict[str, tuple[int, ...]]:
+    return {name: array.shape for name, array in run.sample.items()}
+
+
+def _machine(run: Run) -> r.Machine:
+    import psutil
+
+    return r.Machine(
+        cpu=run.cpu.name,
+        isa=run.cpu.isa,
+        threads=run.threads,
+        cores=run.cpu.physical_cores,
+        memory_bytes=psutil.virtual_memory().total,
+        os=platform.system(),
+        python=platform.python_version(),
+        fewbits=__version__,
+        engines={name: engine.version for name, engine in run.engines.items()},
+    )
+
+
+def _sha256(file: Written) -> str:
+    digest = hashlib.sha256()
+    for one in artifact_files(file.path):
+        digest.update(one.read_bytes())
+    return digest.hexdigest()

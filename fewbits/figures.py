@@ -1,0 +1,60 @@
+"""What candidates are compared by: scores and latencies against the original's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fewbits.candidates import Candidate
+from fewbits.errors import InputError
+from fewbits.measure.latency import Latency, Ratio, ratio
+from fewbits.measure.quality import Quality
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A candidate and what was measured of it; None where it could not be, with the reason in ``error``."""
+
+    candidate: Candidate
+    latency: Latency | None = None
+    quality: Quality | None = None
+    score: float | None = None
+    error: str | None = None
+
+
+class Figures:
+    """Ratios and drops of one run, against the original in float32 in the engine that runs it fastest."""
+
+    def __init__(self, outcomes: Sequence[Outcome]) -> None:
+        originals = [one for one in outcomes if one.candidate.is_original and one.latency is not None]
+        if not originals:
+            errors = "; ".join(one.error or "" for one in outcomes if one.candidate.is_original)
+            raise InputError(f"no engine can run the original, so nothing can be compared with it: {errors}")
+        self.reference = self._fastest(originals, "f32") or originals[0]
+        self.bf16 = self._fastest(originals, "bf16")
+        if self.reference.score is None:
+            raise InputError("the original's score is not a finite number; check evaluate, or the data it scores on")
+        self.original_score = self.reference.score
+
+    def speedup(self, outcome: Outcome) -> Ratio | None:
+        """How many times faster than the reference; None where it was not measured."""
+        return self._over(self.reference, outcome)
+
+    def speedup_vs_bf16(self, outcome: Outcome) -> Ratio | None:
+        """How many times faster than the original in its fastest engine at bf16."""
+        return None if self.bf16 is None else self._over(self.bf16, outcome)
+
+    def drop(self, outcome: Outcome) -> float | None:
+        """What is lost of the original's score; negative where it gained."""
+        return None if outcome.score is None else self.original_score - outcome.score
+
+    @staticmethod
+    def _fastest(originals: Sequence[Outcome], precision: str) -> Outcome | None:
+        able = [one for one in originals if one.candidate.settings.precision == precision]
+        return min(able, key=lambda one: one.latency.p50_ms if one.latency else float("inf"), default=None)
+
+    @staticmethod
+    def _over(base: Outcome, outcome: Outcome) -> Ratio | None:
+        if base.latency is None or outcome.latency is None:
+            return None
+        return ratio(base.latency, outcome.latency)
