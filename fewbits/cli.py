@@ -1,0 +1,207 @@
+"""Arguments in, one call, exit code out."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from fewbits.compress import Progress
+
+DONE, WRONG_INPUT, NOT_MET, INTERRUPTED = 0, 2, 3, 130
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Takes a trained model and hands back the same model in fewer bits, with proof.",
+)
+
+ModelPath = Annotated[Path, typer.Argument(help="An .onnx file.", show_default=False)]
+Threads = Annotated[int | None, typer.Option(help="Threads of one inference.  [default: physical cores]", min=1)]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
+
+
+@app.command()
+def compress(
+    model: ModelPath,
+    data: Annotated[Path | None, typer.Option(help="Samples to calibrate with (.npz).")] = None,
+    evaluate: Annotated[
+        Path | None, typer.Option("--eval", help="Samples to score with (.npz), with 'labels' for top-1.")
+    ] = None,
+    recipe: Annotated[str, typer.Option(help="auto, a preset (see fewbits recipes), or a .toml file.")] = "auto",
+    engine: Annotated[str, typer.Option(help="auto, onnxruntime or openvino.")] = "auto",
+    max_drop: Annotated[str, typer.Option(help="Largest loss: 1% of the score, or 0.5 in its unit.")] = "1%",
+    max_size: Annotated[str | None, typer.Option(help="Largest file: 25% of the original, or 20MB.")] = None,
+    min_speedup: Annotated[float | None, typer.Option(help="Smallest speedup over float32.", min=0)] = None,
+    prefer: Annotated[str, typer.Option(help="speed, size or quality.")] = "speed",
+    exclude: Annotated[
+        list[str] | None, typer.Option(help="Layers (name pattern or operator) to keep in float; repeatable.")
+    ] = None,
+    threads: Threads = None,
+    seed: Annotated[int, typer.Option(help="Of everything drawn at random.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Folder for the result.  [default: MODEL-fewbits]")] = None,
+    json: Json = False,
+) -> None:
+    """Compress a model, measure every candidate where it will run, and hand over the best that meets the limits."""
+    from fewbits.compress import compress as run
+
+    place = out or Path(f"{model.with_suffix('')}-fewbits")
+    with _progress() as progress:
+        result = run(
+            model,
+            data,
+            eval=evaluate,
+            recipe=recipe,
+            engine=engine,
+            max_drop=max_drop,
+            max_size=max_size,
+            min_speedup=min_speedup,
+            prefer=prefer,  # type: ignore[arg-type]
+            exclude=exclude or (),
+            threads=threads,
+            seed=seed,
+            out=place,
+            progress=progress,
+        )
+    _show(result, json)
+    raise typer.Exit(DONE if result.met else NOT_MET)
+
+
+@app.command()
+def inspect(model: ModelPath, json: Json = False) -> None:
+    """Show what is in a model: operators, layers, weights per dtype, ranges, bytes, and what fewer bits could give."""
+    from fewbits.inspection import inspect as look
+
+    found = look(model)
+    if json:
+        print(found.to_json())
+    else:
+        found.show(_console(sys.stdout))
+
+
+@app.command()
+def compare(
+    a: Annotated[Path, typer.Argument(help="The original (.onnx).", show_default=False)],
+    b: Annotated[Path, typer.Argument(help="The other: an .onnx file or a folder from compress.", show_default=False)],
+    data: Annotated[Path, typer.Option(help="Samples to run through both (.npz).", show_default=False)],
+    engine: Annotated[str, typer.Option(help="auto, onnxruntime or openvino.")] = "auto",
+    threads: Threads = None,
+    json: Json = False,
+) -> None:
+    """Two models side by side: size, speed, outputs."""
+    from fewbits.comparison import compare as run
+
+    with _progress() as progress:
+        found = run(a, b, data, engine=engine, threads=threads, progress=progress)
+    if json:
+        print(found.to_json())
+    else:
+        found.show(_console(sys.stdout))
+
+
+@app.command()
+def measure(
+    folder: Annotated[Path, typer.Argument(help="A folder that fewbits compress wrote.", show_default=False)],
+    threads: Threads = None,
+    json: Json = False,
+) -> None:
+    """Measure again, on this machine, what a folder holds."""
+    from fewbits.comparison import measure as run
+
+    with _progress() as progress:
+        found = run(folder, threads=threads, progress=progress)
+    if json:
+        print(found.to_json())
+    else:
+        found.show(_console(sys.stdout))
+
+
+@app.command()
+def bits(
+    number: Annotated[str, typer.Argument(help="A number, such as 2.71828.", show_default=False)],
+) -> None:
+    """Show a number in every format: sign, exponent, mantissa, value, error."""
+    from fewbits.bits_table import show
+
+    show(number, _console(sys.stdout))
+
+
+@app.command()
+def recipes() -> None:
+    """List the presets, one line each."""
+    from fewbits.planning.recipe import PRESETS
+
+    print("auto             tries what the engines gain by, and chooses by measurement")
+    for recipe in PRESETS.values():
+        print(f"{recipe.name:16} {recipe.description}")
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the result.")] = Path("digits-fewbits"),
+    threads: Threads = None,
+    json: Json = False,
+) -> None:
+    """Run the main job on real data without a download: a small CNN trained on handwritten digits."""
+    from fewbits.demo import demo as run
+
+    with _progress() as progress:
+        result = run(out, threads=threads, progress=progress)
+    _show(result, json)
+    raise typer.Exit(DONE if result.met else NOT_MET)
+
+
+def main() -> None:
+    """The command ``fewbits``: a user's mistake is one line on standard error and exit code 2."""
+    from fewbits.errors import FewbitsError
+
+    try:
+        app()
+    except FewbitsError as error:
+        print(f"fewbits: {error}", file=sys.stderr)
+        sys.exit(WRONG_INPUT)
+    except KeyboardInterrupt:
+        print("fewbits: interrupted; nothing was written", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+
+
+def _show(result: Any, json: bool) -> None:
+    from fewbits.report.terminal import show
+
+    if json:
+        print(result.report.to_json())
+    else:
+        show(result.report, _console(sys.stdout), str(result.folder / "report.html"))
+
+
+def _console(file: Any) -> Any:
+    from rich.console import Console
+
+    return Console(file=file, width=None if file.isatty() else 120)
+
+
+@contextmanager
+def _progress() -> Iterator[Progress]:
+    """A bar on standard error, with a line for each stage."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description:8}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        tasks: dict[str, Any] = {}
+
+        def tell(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                for task in tasks.values():
+                    bar.remove_task(task)
+                tasks.clear()
+                tasks[stage] = bar.add_task(stage, total=None)
+            bar.update(tasks[stage], completed=done, total=total or None)
+
+        yield tell
