@@ -10,6 +10,7 @@ points, which only lower the error.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -18,8 +19,9 @@ from fewbits.errors import InputError
 from fewbits.numerics.checks import called
 from fewbits.numerics.sample import Points
 
-_EXACT = 512  # points up to which (or 8 per entry) a row is solved exactly
+_EXACT = 512  # points up to which (or 4 per entry) a row is solved exactly
 _WORK = 1 << 21  # elements of the dynamic program's tables held at a time
+_LARGEST = torch.finfo(torch.float32).max * (1 - 2**-15)  # leaves room for 256 entries above it
 _ROUNDS = 200  # Lloyd iterations at most; each row stops changing much earlier
 
 
@@ -32,27 +34,41 @@ class Nearest:
 
     def __init__(self, book: Tensor) -> None:
         self._middles = midpoints(book)
-        bits = torch.arange(1 << 16, dtype=torch.int32, device=book.device) << 16
-        negative = bits < 0
-        # The intervals of the infinities reach into the NaNs.
-        lowest = torch.where(negative, bits | 0xFFFF, bits).view(torch.float32)
-        lowest = torch.where(lowest.isnan(), -torch.inf, lowest)
-        highest = torch.where(negative, bits, bits | 0xFFFF).view(torch.float32)
-        highest = torch.where(highest.isnan(), torch.inf, highest)
-        first = torch.searchsorted(self._middles, lowest)
-        self._comparisons = int((torch.searchsorted(self._middles, highest) - first).max())
-        self._first = first.to(torch.int32)
-        self._next = torch.nn.functional.pad(self._middles, (0, 1), value=torch.inf)
 
     def codes(self, values: Tensor) -> Tensor:
-        """The code of each float32 value, int32 or int64, in the shape of ``values``."""
-        if self._comparisons > 3:
+        """The code of each float32 value, int32, in the shape of ``values``."""
+        # A table of 65,536 intervals pays for itself on as many values.
+        if values.numel() < 1 << 16 or self._comparisons > 3:
             return torch.searchsorted(self._middles, values.contiguous(), out_int32=True)
         flat = values.reshape(-1)
         codes = self._first.index_select(0, (flat.view(torch.int32) >> 16) & 0xFFFF)
+        following = torch.nn.functional.pad(self._middles, (0, 1), value=torch.inf)
         for _ in range(self._comparisons):
-            codes += flat > self._next.index_select(0, codes)
+            codes += flat > following.index_select(0, codes)
         return codes.view(values.shape)
+
+    @cached_property
+    def _ends(self) -> tuple[Tensor, Tensor]:
+        """The codes at the lower and upper end of each interval."""
+        bits = torch.arange(1 << 16, dtype=torch.int32, device=self._middles.device) << 16
+        negative = bits < 0
+        lowest = torch.where(negative, bits | 0xFFFF, bits).view(torch.float32)
+        highest = torch.where(negative, bits, bits | 0xFFFF).view(torch.float32)
+        # The intervals of the infinities reach into the NaNs.
+        lowest = torch.where(lowest.isnan(), -torch.inf, lowest)
+        highest = torch.where(highest.isnan(), torch.inf, highest)
+        return (
+            torch.searchsorted(self._middles, lowest, out_int32=True),
+            torch.searchsorted(self._middles, highest, out_int32=True),
+        )
+
+    @property
+    def _first(self) -> Tensor:
+        return self._ends[0]
+
+    @cached_property
+    def _comparisons(self) -> int:
+        return int((self._ends[1] - self._ends[0]).max())
 
 
 def midpoints(book: Tensor) -> Tensor:
@@ -62,10 +78,10 @@ def midpoints(book: Tensor) -> Tensor:
 
 def nearest(books: Tensor) -> Callable[[Tensor], Tensor]:
     """An encoder of rows (channels, groups, length) to their books' (channels, groups, entries) codes."""
-    if books.shape[0] * books.shape[1] == 1:
-        return Nearest(books.reshape(-1)).codes
-    middles = midpoints(books)
-    return lambda rows: torch.searchsorted(middles, rows.contiguous(), out_int32=True)
+    if books.shape[0] * books.shape[1] > 1:
+        middles = midpoints(books)
+        return lambda rows: torch.searchsorted(middles, rows.contiguous(), out_int32=True)
+    return Nearest(books.reshape(-1)).codes
 
 
 def lookup(codes: Tensor, books: Tensor) -> Tensor:
@@ -113,7 +129,7 @@ def learn(points: Points, entries: int) -> Tensor:
     distinct = int((values.diff(dim=-1) != 0).sum(dim=-1).max()) + 1
     entries = min(entries, distinct)
     books = torch.empty(values.shape[0], entries, dtype=torch.float32, device=values.device)
-    limit = max(_EXACT, 8 * entries)
+    limit = max(_EXACT, 4 * entries)
     cells = min(values.shape[-1], limit)
     step = max(1, _WORK // cells**2)
     for start in range(0, values.shape[0], step):
@@ -140,14 +156,18 @@ def _learn_rows(values: Tensor, weights: Tensor, entries: int, limit: int) -> Te
     middle = (values * weights).sum(-1, keepdim=True) / weights.sum(-1, keepdim=True)
     unit = (values - middle).abs().amax(dim=-1, keepdim=True)
     unit = torch.where(unit > 0, unit, 1.0)
-    values = (values - middle) / unit
+    centred = (values - middle) / unit
+    sums = _Sums.of(centred, weights)
     if values.shape[-1] <= limit:
-        books = _optimal(_Sums.of(values, weights), entries)
+        cuts = _optimal_cuts(sums, entries)
     else:
-        cell_values, cell_weights = _merge(values, weights, limit)
-        books = _optimal(_Sums.of(cell_values, cell_weights), entries)
-        books = _lloyd(values, _Sums.of(values, weights), books)
-    return _ascending((books * unit + middle).float())
+        merged = _Sums.of(*_merge(centred, weights, limit))
+        cuts = _lloyd(centred, sums, _filled(merged.means(_optimal_cuts(merged, entries))))
+    first = values.gather(-1, cuts[:, :-1].clamp(max=values.shape[-1] - 1))
+    last = values.gather(-1, (cuts[:, 1:] - 1).clamp(min=0))
+    # A cluster of one value is that value, exactly.
+    books = torch.where(first == last, first, sums.means(cuts) * unit + middle)
+    return _ascending(_filled(books).float())
 
 
 class _Sums:
@@ -166,8 +186,8 @@ class _Sums:
         return self.total.gather(-1, cuts).diff(dim=-1) / self.weight.gather(-1, cuts).diff(dim=-1)
 
 
-def _optimal(sums: _Sums, entries: int) -> Tensor:
-    """The exact optimum by dynamic programming; empty clusters repeat the entry before them.
+def _optimal_cuts(sums: _Sums, entries: int) -> Tensor:
+    """The cuts (rows, entries + 1) of the exact optimum by dynamic programming; some clusters may be empty.
 
     A cluster with weight w and sum t explains t^2 / w of the sum of squares, so the best cuts explain most.
     """
@@ -175,10 +195,9 @@ def _optimal(sums: _Sums, entries: int) -> Tensor:
     gained = sums.total.unsqueeze(-2) - sums.total.unsqueeze(-1)
     weight = sums.weight.unsqueeze(-2) - sums.weight.unsqueeze(-1)
     gained = gained.square_().div_(weight.clamp_(min=1e-300))  # no weight, no sum: explains nothing
-    # Indexed [from, to]; nothing from an edge to itself, and no cluster runs backwards.
+    # Indexed [from, to]; no cluster runs backwards.
     backwards = torch.ones(edges, edges, dtype=torch.bool, device=gained.device).tril(-1)
     gained.masked_fill_(backwards, -torch.inf)
-    gained.diagonal(dim1=-2, dim2=-1).zero_()
     best = [gained[:, 0]]
     buffer = torch.empty_like(gained)
     for _ in range(entries - 1):
@@ -191,18 +210,23 @@ def _optimal(sums: _Sums, entries: int) -> Tensor:
         cut = (into + before).argmax(dim=-1, keepdim=True)
         cuts.append(cut)
     cuts.append(torch.zeros_like(cut))
-    return _filled(sums.means(torch.cat(cuts[::-1], dim=-1)))
+    return torch.cat(cuts[::-1], dim=-1)
 
 
 def _filled(books: Tensor) -> Tensor:
-    """Replace NaN entries by the one before them (or the first that is a number)."""
-    return torch.where(books.isnan(), -torch.inf, books).cummax(dim=-1).values
+    """The entry before in place of NaN, the mean of an empty cluster; at the start the first number."""
+    first = books.nan_to_num(nan=torch.inf).amin(dim=-1, keepdim=True)
+    return torch.where(books.isnan(), first, books).cummax(dim=-1).values
 
 
 def _merge(values: Tensor, weights: Tensor, cells: int) -> tuple[Tensor, Tensor]:
     """Merge neighbouring points into cells with an equal share of the cube root of the density."""
     gaps = torch.nn.functional.pad(values.diff(dim=-1), (1, 0)).clamp_(min=1e-12)
-    share = (weights * gaps.square()).pow(1 / 3).cumsum(-1)
+    share = (weights * gaps.square()).pow_(1 / 3)
+    # An empty gap needs one boundary however wide it is: no share is above a cell's, found by repetition.
+    for _ in range(12):
+        share = torch.minimum(share, share.sum(-1, keepdim=True) / cells)
+    share = share.cumsum(-1)
     cell = (share / share[:, -1:] * cells).long().clamp_(max=cells - 1)
     shape = (values.shape[0], cells)
     merged = torch.zeros(shape, dtype=values.dtype, device=values.device)
@@ -213,22 +237,23 @@ def _merge(values: Tensor, weights: Tensor, cells: int) -> tuple[Tensor, Tensor]
 
 
 def _lloyd(values: Tensor, sums: _Sums, books: Tensor) -> Tensor:
-    """Alternate nearest entries and means until no cut moves."""
-    last = torch.full((values.shape[0], 1), values.shape[-1], dtype=torch.int64, device=values.device)
-    cuts = None
+    """Alternate means and nearest entries until no cut moves; gives the cuts."""
+    ends = torch.zeros(values.shape[0], 1, dtype=torch.int64, device=values.device)
+    cuts = ends
     for _ in range(_ROUNDS):
         inner = torch.searchsorted(values, midpoints(books), right=True)
-        moved = torch.cat([torch.zeros_like(last), inner, last], dim=-1)
-        if cuts is not None and torch.equal(moved, cuts):
+        moved = torch.cat([ends, inner, ends + values.shape[-1]], dim=-1)
+        if torch.equal(moved, cuts):
             break
         cuts = moved
         means = sums.means(cuts)
         books = torch.where(means.isnan(), books, means)
-    return books
+    return cuts
 
 
 def _ascending(books: Tensor) -> Tensor:
     """Move repeated entries just above the largest, where no value is nearer to them."""
+    books = books.clamp(max=_LARGEST)
     repeated = torch.nn.functional.pad(books.diff(dim=-1) <= 0, (1, 0))
     books = torch.where(repeated, books[..., -1:], books).sort(dim=-1).values
     for column in range(1, books.shape[-1]):

@@ -100,22 +100,40 @@ def _sorted(block: Tensor) -> Tensor:
 def _cut(ascending: Tensor) -> tuple[Tensor, Tensor]:
     """Means and counts, float64, of the cells of one sorted block."""
     count = ascending.numel()
-    device = ascending.device
     changes = (ascending[1:] != ascending[:-1]).nonzero().view(-1) + 1
     if changes.numel() <= 2 * _CELLS:
-        starts = torch.cat([torch.zeros(1, dtype=torch.int64, device=device), changes])
-    else:
-        low, high = ascending[0].double(), ascending[-1].double()
-        shares = torch.arange(_CELLS, dtype=torch.float64, device=device) / _CELLS
-        # Widths as shares of both ends, because their difference may overflow.
-        widths = torch.searchsorted(ascending.double(), low * (1 - shares) + high * shares)
-        near = torch.cat([torch.arange(32), (32 * 1.1 ** torch.arange(60)).long()]).to(device)
-        near = near[near < count]
-        starts = torch.cat([(shares * count).long(), widths, near, count - 1 - near]).unique()
+        starts = torch.nn.functional.pad(changes, (1, 0))
+        return ascending[starts].double(), _counts(starts, count)
+    starts = _split_at_gaps(ascending, _starts(ascending))
     sums = torch.nn.functional.pad(ascending.cumsum(0, dtype=torch.float64), (1, 0))
-    edges = torch.nn.functional.pad(starts, (0, 1), value=count)
-    counts = edges.diff().double()
-    means = sums[edges].diff() / counts
-    if changes.numel() <= 2 * _CELLS:
-        means = ascending[starts].double()
-    return means, counts
+    counts = _counts(starts, count)
+    return sums[torch.nn.functional.pad(starts, (0, 1), value=count)].diff() / counts, counts
+
+
+def _counts(starts: Tensor, count: int) -> Tensor:
+    return torch.nn.functional.pad(starts, (0, 1), value=count).diff().double()
+
+
+def _starts(ascending: Tensor) -> Tensor:
+    """First elements of cells of equal count, of equal width, and of geometric sizes from both ends."""
+    count, device = ascending.numel(), ascending.device
+    shares = torch.arange(_CELLS, dtype=torch.float64, device=device) / _CELLS
+    # Weighted ends, because their difference may overflow.
+    edges = (ascending[0].double() * (1 - shares) + ascending[-1].double() * shares).float()
+    near = torch.cat([torch.arange(32), (32 * 1.1 ** torch.arange(60)).long()]).to(device)
+    near = near[near < count]
+    widths = torch.searchsorted(ascending, edges).clamp_(max=count - 1)
+    return torch.cat([(shares * count).long(), widths, near, count - 1 - near]).unique()
+
+
+def _split_at_gaps(ascending: Tensor, starts: Tensor) -> Tensor:
+    """Cut the widest cells once more at their largest gap, lest a mean falls between two clumps of values."""
+    count = ascending.numel()
+    ends = torch.nn.functional.pad(starts[1:], (0, 1), value=count)
+    width = ascending[ends - 1].double() - ascending[starts].double()
+    widest = width.topk(min(32, width.numel())).indices
+    size = int((ends - starts).max())
+    inside = starts[widest, None] + torch.arange(size, device=starts.device)
+    values = ascending[torch.minimum(inside, ends[widest, None] - 1)]
+    gap = values.double().diff(dim=-1).argmax(dim=-1) if size > 1 else 0
+    return torch.cat([starts, torch.minimum(starts[widest] + 1 + gap, ends[widest] - 1)]).unique()

@@ -93,7 +93,7 @@ def test_the_blocks_are_those_of_gguf_q8_0():
 
 
 def test_the_blocks_are_those_of_gguf_q4_0():
-    """16 bytes of 32 codes around 8: element i in the low nibble of byte i, element i + 16 in the high one."""
+    """32 codes around 8 in 16 bytes: elements i and i + 16 are the low and high nibble of byte i."""
     x = np.random.default_rng(1).standard_normal((8, 256), np.float32)
     raw = gguf_quantize(x, GGMLQuantizationType.Q4_0)
     blocks = raw.reshape(-1, 18)
