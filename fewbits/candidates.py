@@ -167,7 +167,9 @@ SHORT = {"onnxruntime": "ort", "openvino": "ov"}
 
 
 def _weight_only_matmul(draft: Draft) -> bool:
-    return any(
-        a.layer.kind == "linear" and a.weights is not None and not a.weights.is_float and a.activations is None
-        for a in draft.assigned
-    )
+    """Most of the weights are in linear layers whose activations the recipe leaves alone."""
+    params = {True: 0, False: 0}
+    for a in draft.assigned:
+        quantized = a.weights is not None and not a.weights.is_float and a.activations is None
+        params[a.layer.kind == "linear" and quantized] += 0 if a.layer.kind == "embedding" else a.layer.params
+    return params[True] > params[False]

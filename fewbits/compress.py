@@ -31,6 +31,7 @@ from fewbits.observe import observe
 from fewbits.planning.recipe import ResolvedRecipe
 from fewbits.planning.stats import Stats
 from fewbits.samples import Feeds, Samples, open_samples, synthetic
+from fewbits.threads import one_torch_thread
 from fewbits.verify import Checker
 
 if TYPE_CHECKING:
@@ -245,7 +246,7 @@ def _observe(run: Run, planned: Sequence[Draft]) -> Stats | None:
     wanted = [run.model.wanted(draft.assigned, draft.target) for draft in planned if draft.recipe.needs_data]
     if not wanted or run.calibration is None:
         return None
-    with run.stage("observe"):
+    with run.stage("observe"), one_torch_thread():
         tensors = list(dict.fromkeys(name for one in wanted for name in one.tensors))
         path = run.folder / "observed.onnx"
         run.model.tapped(tensors, path)
@@ -262,7 +263,7 @@ def _observe(run: Run, planned: Sequence[Draft]) -> Stats | None:
 def _write(run: Run, planned: Sequence[Draft], stats: Stats | None) -> list[Written]:
     """Decide, write and read back every draft."""
     written: list[Written] = []
-    with run.stage("write"):
+    with run.stage("write"), one_torch_thread():
         for number, draft in enumerate(planned):
             run.progress("write", number, len(planned))
             placement = run.model.place(draft.assigned, draft.target)

@@ -12,7 +12,7 @@ from fewbits.samples import Samples
 
 BATCH_BYTES = 1 << 26  # of observed tensors held at a time: bounds the memory, whatever the number of samples
 MAX_BATCH = 32
-VALUES_PER_BATCH = 1 << 19  # of one tensor are counted in its histogram; extremes are taken over all
+VALUES_PER_BATCH = 1 << 17  # of one tensor are counted in its histogram; extremes are taken over all
 MAX_EXAMPLES = 512
 EXAMPLE_BYTES = 1 << 23  # of one tensor are kept at most
 

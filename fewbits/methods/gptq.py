@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-BLOCK = 128
+BLOCK = 32  # columns whose updates are applied one by one; what is right of them waits for a matrix product
 
 
 def round_with_compensation(weight: Tensor, covariance: Tensor, scale: Tensor, qmin: int, qmax: int) -> Tensor:
@@ -25,8 +25,7 @@ def round_with_compensation(weight: Tensor, covariance: Tensor, scale: Tensor, q
         float32 [m, k], integers in ``qmin..qmax``.
     """
     order = torch.argsort(covariance.diagonal(), descending=True)
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(covariance[order][:, order].double()))
-    factor = torch.linalg.cholesky(inverse, upper=True).float()
+    factor = _inverse_factor(covariance[order][:, order])
     left = (weight / scale[:, None])[:, order].T.contiguous()  # [k, m] in steps: a column of the weight is a row here
     codes = torch.empty_like(left)
     for start in range(0, len(left), BLOCK):
@@ -40,6 +39,15 @@ def round_with_compensation(weight: Tensor, covariance: Tensor, scale: Tensor, q
     rounded = torch.empty_like(codes)
     rounded[order] = codes
     return rounded.T.contiguous()
+
+
+def _inverse_factor(matrix: Tensor) -> Tensor:
+    """The upper triangular U with ``U.T @ U`` the inverse of ``matrix``, without inverting the whole.
+
+    With its order reversed, Cholesky gives ``matrix = R @ R.T`` for an upper triangular R; then U is R's inverse.
+    """
+    upper = torch.linalg.cholesky(matrix.flip(0, 1)).flip(0, 1)
+    return torch.linalg.solve_triangular(upper, torch.eye(len(matrix)), upper=True)
 
 
 def damped_covariance(inputs: Tensor, noise: float) -> Tensor:

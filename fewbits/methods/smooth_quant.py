@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-STRENGTHS = (0.0, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
-CLIPS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5)
+STRENGTHS = (0.0, 0.3, 0.4, 0.5, 0.6, 0.7)
+CLIPS = (0.95, 0.9, 0.8, 0.7, 0.6)
+MAX_ROWS = 256  # judge a strength
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ def find_smoothing(
         round_weight: gives a weight [k, m] as it is after quantization.
         levels: number of codes of the activation's format.
     """
+    rows = rows[:: -(-len(rows) // MAX_ROWS)]
     target = [rows @ weight for weight in weights]
     energy = sum(float(t.square().sum()) for t in target) or 1.0
 
