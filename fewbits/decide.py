@@ -70,8 +70,8 @@ def _smoothing(
     linear = all(a.layer.kind == "linear" and a.activations is not None for a in readers)
     if site.range_of != site.tensor or not linear or len(readers) != len(site.readers):
         return None
-    rows = stats[site.tensor].examples
-    if rows is None:
+    seen = stats[site.tensor]
+    if seen.examples is None or seen.channel_low is None or seen.channel_high is None:
         return None
     schemes = [a.weights for a in readers]
     matrices = []
@@ -87,7 +87,8 @@ def _smoothing(
     def round_weight(matrix: torch.Tensor) -> torch.Tensor:
         return _quantize(matrix, scheme_of_weights, WeightInfo("", tuple(matrix.shape), 1, 0), target).dequantize()
 
-    return find_smoothing(torch.from_numpy(rows), matrices, round_weight, _levels(scheme))
+    rows, low, high = map(torch.from_numpy, (seen.examples, seen.channel_low, seen.channel_high))
+    return find_smoothing(rows, low, high, matrices, round_weight, _levels(scheme))
 
 
 def _activation(site: Site, scheme: Scheme, stats: Stats, smoothing: Smoothing | None) -> ActivationPlan:
@@ -159,6 +160,8 @@ def _compensate(
                 for row, x, step in zip(rows, exact, steps, strict=True)
             ]
         )
+    if a.layer.kind == "linear":
+        rounded = exact  # what clipping takes from a few large tokens must not be given to all
     left = exact @ rows.transpose(1, 2) - rounded @ (codes * steps[..., None]).transpose(1, 2)
     shaped = codes.reshape(matrix.shape).movedim(0, info.channel_axis).to(q.codes.dtype).contiguous()
     return replace(plan, codes=replace(q, codes=shaped)), left.mean(dim=1).reshape(-1).numpy()

@@ -42,6 +42,7 @@ def observe(
     """
     watchers = {name: _Watcher() for name in tensors}
     rows = {name: _Examples() for name in rows_of}
+    channels = {name: _Channels() for name in rows_of}
     whole = {name: _Examples() for name in samples_of}
     done = 0
     for feeds, _ in samples.batches(batch or _batch_size(session, samples, tensors)):
@@ -49,13 +50,19 @@ def observe(
         for name, watcher in watchers.items():
             watcher.see(outputs[name])
         for name, examples in rows.items():
-            examples.see(outputs[name].reshape(-1, outputs[name].shape[-1]))
+            matrix = outputs[name].reshape(-1, outputs[name].shape[-1])
+            examples.see(matrix)
+            channels[name].see(matrix)
         for name, examples in whole.items():
             examples.see(outputs[name])
         done += len(next(iter(feeds.values())))
         progress(done)
     kept = {name: examples.array() for name, examples in (rows | whole).items()}
-    found = {name: TensorStats(watcher.histogram.build(), kept.get(name)) for name, watcher in watchers.items()}
+    found = {}
+    for name, watcher in watchers.items():
+        ends = channels.get(name)
+        low, high = (None, None) if ends is None else (ends.low, ends.high)
+        found[name] = TensorStats(watcher.histogram.build(), kept.get(name), low, high)
     return Stats(found, done)
 
 
@@ -75,6 +82,19 @@ class _Watcher:
         step = -(-flat.size // VALUES_PER_BATCH) | 1  # odd, so that it does not fall in step with channels
         values = np.ascontiguousarray(flat[::step] if step > 1 else flat, dtype=np.float32)
         self.histogram.add(values, float(flat.min()), float(flat.max()))
+
+
+class _Channels:
+    """Exact extremes of every channel: a few tokens may hold values a hundred times those of all others."""
+
+    def __init__(self) -> None:
+        self.low: np.ndarray | None = None
+        self.high: np.ndarray | None = None
+
+    def see(self, rows: np.ndarray) -> None:
+        low, high = rows.min(axis=0), rows.max(axis=0)
+        self.low = low if self.low is None else np.minimum(self.low, low)
+        self.high = high if self.high is None else np.maximum(self.high, high)
 
 
 class _Examples:

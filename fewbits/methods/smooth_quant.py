@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 STRENGTHS = (0.0, 0.3, 0.4, 0.5, 0.6, 0.7)
-CLIPS = (0.95, 0.9, 0.8, 0.7, 0.6)
 MAX_ROWS = 256  # judge a strength
 
 
@@ -35,12 +34,18 @@ class Smoothing:
 
 
 def find_smoothing(
-    rows: Tensor, weights: Sequence[Tensor], round_weight: Callable[[Tensor], Tensor], levels: int
+    rows: Tensor,
+    low: Tensor,
+    high: Tensor,
+    weights: Sequence[Tensor],
+    round_weight: Callable[[Tensor], Tensor],
+    levels: int,
 ) -> Smoothing:
-    """The strength, and then the clipping of the range, with the least squared error of the layers' outputs.
+    """The strength with the least squared error of the layers' outputs.
 
     Args:
-        rows: float32 [n, k], rows of the activation.
+        rows: float32 [n, k], some rows of the activation, to judge by.
+        low, high: float32 [k], the extremes of each channel over all rows, which the range has to hold.
         weights: float32 [k, m] each, of every layer that reads it.
         round_weight: gives a weight [k, m] as it is after quantization.
         levels: number of codes of the activation's format.
@@ -49,33 +54,26 @@ def find_smoothing(
     target = [rows @ weight for weight in weights]
     energy = sum(float(t.square().sum()) for t in target) or 1.0
 
-    def error(divisor: Tensor | None, rounded: Sequence[Tensor], low: float, high: float) -> float:
-        x = fake_quantize(rows if divisor is None else rows / divisor, low, high, levels)
+    def error(divisor: Tensor | None, rounded: Sequence[Tensor], bottom: float, top: float) -> float:
+        x = fake_quantize(rows if divisor is None else rows / divisor, bottom, top, levels)
         return sum(float((x @ w - t).square().sum()) for w, t in zip(rounded, target, strict=True)) / energy
 
     best: Smoothing | None = None
-    best_rounded: list[Tensor] = []
     for strength in STRENGTHS:
-        divisor = None if strength == 0 else balance(rows, weights, strength)
-        smooth = rows if divisor is None else rows / divisor
+        divisor = None if strength == 0 else balance(low, high, weights, strength)
+        ends = (low, high) if divisor is None else (low / divisor, high / divisor)
+        bottom, top = min(float(ends[0].min()), 0.0), max(float(ends[1].max()), 0.0)
         rounded = [round_weight(w if divisor is None else w * divisor[:, None]) for w in weights]
-        low, high = min(float(smooth.min()), 0.0), max(float(smooth.max()), 0.0)
-        found = Smoothing(divisor, low, high, error(divisor, rounded, low, high))
+        found = Smoothing(divisor, bottom, top, error(divisor, rounded, bottom, top))
         if best is None or found.error < best.error:
-            best, best_rounded = found, rounded
+            best = found
     assert best is not None
-    full = best
-    for clip in CLIPS:
-        low, high = full.low * clip, full.high * clip
-        clipped = Smoothing(full.divisor, low, high, error(full.divisor, best_rounded, low, high))
-        if clipped.error < best.error:
-            best = clipped
     return best
 
 
-def balance(rows: Tensor, weights: Sequence[Tensor], strength: float) -> Tensor:
+def balance(low: Tensor, high: Tensor, weights: Sequence[Tensor], strength: float) -> Tensor:
     """The divisor, float32 [k], that splits each channel's reach between activation and weights."""
-    x = rows.abs().amax(dim=0).clamp(min=1e-5)
+    x = torch.maximum(low.abs(), high.abs()).clamp(min=1e-5)
     w = torch.stack([weight.abs().amax(dim=1) for weight in weights]).amax(dim=0).clamp(min=1e-5)
     divisor = x.pow(strength) / w.pow(1 - strength)
     return divisor / divisor.log().mean().exp()

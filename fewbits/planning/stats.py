@@ -41,10 +41,14 @@ class TensorStats:
         histogram: of its values (a regular subsample of them where a batch is large), extremes exact.
         examples: float32, some of what was seen, spread evenly over the data: rows [n, channels] of the input of
             a linear layer, samples [n, channels, *space] of the input of a convolution; None for other tensors.
+        channel_low, channel_high: float32 [channels], extremes over everything seen of each entry of the last axis,
+            for the input of a linear layer; None for other tensors.
     """
 
     histogram: Histogram
     examples: np.ndarray | None = None
+    channel_low: np.ndarray | None = None
+    channel_high: np.ndarray | None = None
 
 
 @dataclass(frozen=True)

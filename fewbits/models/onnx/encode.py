@@ -74,40 +74,15 @@ class Encoder:
         return result
 
     def activation(self, plan: ActivationPlan, value: ir.Value, before: ir.Node) -> ir.Value:
-        """``value`` quantized and brought back; smoothing is folded into the scales of the first step."""
-        name, axis = plan.site.tensor, None
-        scale = np.float32(plan.scale)
-        zero = np.array(plan.zero_point)
-        first_scale, first_zero = np.asarray(scale), zero
+        """``value`` quantized and brought back, after it was divided by its smoothing."""
+        name = plan.site.tensor
+        scale = self.constant(f"{name}_scale", np.asarray(np.float32(plan.scale)))
+        zero = self.constant(f"{name}_zero_point", np.array(plan.zero_point, plan.qtype), plan.qtype)
         if plan.smoothing is not None:
-            axis = -1
-            first_scale = (scale * plan.smoothing).astype(np.float32)
-            first_zero = np.full(first_scale.shape, plan.zero_point)
-        dtype = plan.qtype
-        codes = self.node(
-            "QuantizeLinear",
-            [
-                value,
-                self.constant(f"{name}_quantize_scale", first_scale),
-                self.constant(f"{name}_quantize_zero_point", first_zero.astype(dtype), dtype),
-            ],
-            before,
-            f"{name}_quantized",
-            value,
-            dtype,
-            axis=axis,
-        )
-        return self.node(
-            "DequantizeLinear",
-            [
-                codes,
-                self.constant(f"{name}_scale", np.asarray(scale)),
-                self.constant(f"{name}_zero_point", zero.astype(dtype), dtype),
-            ],
-            before,
-            f"{name}_dequantized",
-            value,
-        )
+            factor = self.constant(f"{name}_smoothing", (1 / plan.smoothing).astype(np.float32))
+            value = self.node("Mul", [value, factor], before, f"{name}_smoothed", value)
+        codes = self.node("QuantizeLinear", [value, scale, zero], before, f"{name}_quantized", value, plan.qtype)
+        return self.node("DequantizeLinear", [codes, scale, zero], before, f"{name}_dequantized", value)
 
     def bias(self, name: str, values: np.ndarray, scale: np.ndarray, before: ir.Node) -> ir.Value:
         """A bias, float32 [channels], as int32 codes with the scale of its layer's products, float32 [channels]."""
@@ -156,7 +131,7 @@ class Encoder:
 
     def dynamic_round_trip(self, value: ir.Value, before: ir.Node) -> ir.Value:
         """``value`` quantized as it comes and brought back, literally."""
-        name = f"{value.name}_dynamic_dequantized"
+        name = f"{value.name}_dynamic_dequantized_for_{before.name}"
         return self.node("DequantizeLinear", [*self._quantize_dynamically(value, before)], before, name, value)
 
     def _dequantize(self, name: str, q: QTensor, before: ir.Node, like: ir.Value) -> ir.Value:
