@@ -67,7 +67,9 @@ def choose(candidates: Sequence[Measured], limits: Limits, prefer: Prefer, unit:
     takes the smallest, and the faster among those tied; preferring quality takes the least drop, then the smallest.
     """
     failed = {one.name: _failures(one, limits, unit) for one in candidates}
-    able = [one for one in candidates if one.error is None and one.drop is not None and one.latency_ms is not None]
+    able = [
+        one for one in candidates if one.error is None and one.drop is not None and one.latency_ms is not None
+    ]
     meeting = [one for one in able if not failed[one.name]]
     if meeting:
         best = _preferred(meeting, prefer).name

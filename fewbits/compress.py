@@ -165,7 +165,9 @@ def compress(
     recipes = resolve(recipe, exclude)
     with tempfile.TemporaryDirectory(prefix="fewbits-") as scratch:
         run = _begin(Path(model), data, eval, evaluate, engine, threads, seed, Path(scratch), progress)
-        planned, passed_over = drafts(recipes, run.model.info, run.engines, run.cpu, run.calibration is not None)
+        planned, passed_over = drafts(
+            recipes, run.model.info, run.engines, run.cpu, run.calibration is not None
+        )
         run.notes.extend(passed_over)
 
         stats = _observe(run, planned)
@@ -218,7 +220,9 @@ def _begin(
         notes.append("scored on every fourth sample of the data, which was kept from calibration")
     else:
         scoring = synthetic(model.info, seed)
-        notes.append("no data was given: agreement on random inputs says little; give --data, or --eval with labels")
+        notes.append(
+            "no data was given: agreement on random inputs says little; give --data, or --eval with labels"
+        )
     if calibration is not None:
         calibration.first()
     sample = scoring.first(model.batch or 1)
@@ -278,7 +282,9 @@ def _write(run: Run, planned: Sequence[Draft], stats: Stats | None) -> list[Writ
     return written
 
 
-def _candidates(run: Run, written: Sequence[Written], recipes: Sequence[ResolvedRecipe]) -> tuple[Candidate, ...]:
+def _candidates(
+    run: Run, written: Sequence[Written], recipes: Sequence[ResolvedRecipe]
+) -> tuple[Candidate, ...]:
     """The original and every file, at every precision of the engines; or as a resolved recipe pins it."""
     precisions = {name: engine.precisions(run.cpu) for name, engine in run.engines.items()}
     original = Written(run.model.path, None, None, run.model.bytes_by_dtype())

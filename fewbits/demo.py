@@ -45,7 +45,13 @@ def demo(
         export(model, path)
         test = {"image": x[TRAINED:], "labels": labels[TRAINED:]}
         return compress(
-            path, {"image": x[:CALIBRATED]}, eval=test, recipe="auto", threads=threads, out=out, progress=progress
+            path,
+            {"image": x[:CALIBRATED]},
+            eval=test,
+            recipe="auto",
+            threads=threads,
+            out=out,
+            progress=progress,
         )
 
 

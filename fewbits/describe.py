@@ -50,7 +50,9 @@ def describe(
 ) -> r.Report:
     """Build the report, and fill ``folder`` with everything that is handed over."""
     saved = next((one for one in outcomes if one.candidate.name == choice.saved), None)
-    unit, description = METRICS[metric] if run.evaluate is None else ("", "as the given function evaluates it")
+    unit, description = (
+        METRICS[metric] if run.evaluate is None else ("", "as the given function evaluates it")
+    )
     layers: tuple[r.Layer, ...] = ()
     left: tuple[r.LeftInFloat, ...] = ()
     shown = None
@@ -104,7 +106,9 @@ def describe(
         timings_s={name: round(seconds, 3) for name, seconds in run.timings.items()},
         latency_at=_latency_at(run),
         engine_settings={} if saved is None else _settings(saved.candidate),
-        snippet=None if saved is None else saved.candidate.settings.snippet(run.model.artifact_name, _shapes(run)),
+        snippet=None
+        if saved is None
+        else saved.candidate.settings.snippet(run.model.artifact_name, _shapes(run)),
         files=files,
         notes=tuple(run.notes),
     )
@@ -141,13 +145,20 @@ def _resolved(run: Run, saved: Candidate) -> ResolvedRecipe:
     return ResolvedRecipe(draft.recipe, settings.engine, settings.precision, draft.target.placement, run.seed)
 
 
-def _candidate(run: Run, one: Outcome, figures: Figures, choice: Choice, saved: Outcome | None) -> r.Candidate:
+def _candidate(
+    run: Run, one: Outcome, figures: Figures, choice: Choice, saved: Outcome | None
+) -> r.Candidate:
     candidate, latency, quality = one.candidate, one.latency, one.quality
     file, settings = candidate.file, candidate.settings
     speedup, over_bf16 = figures.speedup(one), figures.speedup_vs_bf16(one)
     size = artifact_bytes(file.path)
     failed = choice.failed[candidate.name]
-    tied = saved is not None and saved.latency is not None and latency is not None and latency is not saved.latency
+    tied = (
+        saved is not None
+        and saved.latency is not None
+        and latency is not None
+        and latency is not saved.latency
+    )
     agreement = None if quality is None else quality.agreement
     return r.Candidate(
         name=candidate.name,
@@ -198,7 +209,7 @@ def _form(file: Written) -> str | None:
     """How the weights are written, in words."""
     if file.plan is None:
         return None
-    forms = Counter()
+    forms: Counter[str] = Counter()
     for layer in file.plan.layers:
         for weight in layer.weights:
             forms[_form_of(file.plan, layer, weight)] += 1
@@ -226,7 +237,10 @@ def _layers(run: Run, candidate: Candidate, plan: Plan) -> tuple[r.Layer, ...]:
     described = []
     for layer in plan.layers:
         info = infos[layer.name]
-        stored = [weight.codes.nbytes if weight.codes is not None else 2 * weight.values.size for weight in layer.weights]
+        stored = [
+            weight.codes.nbytes if weight.codes is not None else 2 * weight.values.size
+            for weight in layer.weights
+        ]
         described.append(
             r.Layer(
                 name=layer.name,
@@ -303,9 +317,15 @@ def _left_in_float(run: Run, plan: Plan) -> tuple[r.LeftInFloat, ...]:
 _NO_WEIGHTS = "has no weights; engines run it in float, or fuse it with its neighbour"
 _SENSITIVE = "needs the range and precision of float"
 COMPUTING = {
-    **dict.fromkeys(("Relu", "Clip", "Add", "Sub", "Mul", "Div", "Sigmoid", "Tanh", "HardSwish"), _NO_WEIGHTS),
-    **dict.fromkeys(("AveragePool", "GlobalAveragePool", "MaxPool", "ReduceMean", "Gelu", "Erf"), _NO_WEIGHTS),
-    **dict.fromkeys(("Softmax", "LayerNormalization", "BatchNormalization", "InstanceNormalization"), _SENSITIVE),
+    **dict.fromkeys(
+        ("Relu", "Clip", "Add", "Sub", "Mul", "Div", "Sigmoid", "Tanh", "HardSwish"), _NO_WEIGHTS
+    ),
+    **dict.fromkeys(
+        ("AveragePool", "GlobalAveragePool", "MaxPool", "ReduceMean", "Gelu", "Erf"), _NO_WEIGHTS
+    ),
+    **dict.fromkeys(
+        ("Softmax", "LayerNormalization", "BatchNormalization", "InstanceNormalization"), _SENSITIVE
+    ),
     **dict.fromkeys(("Exp", "Sqrt", "Pow", "ReduceSum", "Reciprocal", "GroupNormalization"), _SENSITIVE),
     **dict.fromkeys(("If", "Loop", "Scan"), "layers inside it are not reached yet"),
 }

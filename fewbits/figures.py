@@ -33,7 +33,9 @@ class Figures:
         self.reference = self._fastest(originals, "f32") or originals[0]
         self.bf16 = self._fastest(originals, "bf16")
         if self.reference.score is None:
-            raise InputError("the original's score is not a finite number; check evaluate, or the data it scores on")
+            raise InputError(
+                "the original's score is not a finite number; check evaluate, or the data it scores on"
+            )
         self.original_score = self.reference.score
 
     def speedup(self, outcome: Outcome) -> Ratio | None:

@@ -22,7 +22,9 @@ def check_place(out: Path) -> None:
     if out.is_symlink() or (out.exists() and not out.is_dir()):
         raise InputError(f"{out}: is there and is not a folder; give another --out")
     if out.is_dir() and any(out.iterdir()) and not _ours(out):
-        raise InputError(f"{out}: a folder that fewbits did not write (no {REPORT} of its own); give another --out")
+        raise InputError(
+            f"{out}: a folder that fewbits did not write (no {REPORT} of its own); give another --out"
+        )
     parent = out.absolute().parent
     if not parent.is_dir():
         raise InputError(f"{out}: the folder {parent} does not exist; make it, or give another --out")

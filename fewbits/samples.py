@@ -78,7 +78,9 @@ class Samples:
         """The first ``size`` samples."""
         for feeds, _ in self.batches(size):
             return feeds
-        raise InputError(f"{self.name}: too few samples to keep some for scoring; give at least {HELD_OUT_EVERY}")
+        raise InputError(
+            f"{self.name}: too few samples to keep some for scoring; give at least {HELD_OUT_EVERY}"
+        )
 
     def has_labels(self) -> bool:
         """Whether the data comes with integer classes."""
@@ -88,7 +90,9 @@ class Samples:
         expected = ", ".join(map(str, self.inputs))
         names = {info.name for info in self.inputs}
         if set(feeds) != names:
-            raise InputError(f"{self.name}: has arrays {sorted(feeds)}, but the model's inputs are {expected}")
+            raise InputError(
+                f"{self.name}: has arrays {sorted(feeds)}, but the model's inputs are {expected}"
+            )
         count = len(next(iter(feeds.values())))
         for info in self.inputs:
             array = feeds[info.name]
@@ -101,11 +105,15 @@ class Samples:
                     f"{expected} (first axis: samples)"
                 )
             if len(array) != count:
-                raise InputError(f"{self.name}: {info.name!r} has {len(array)} samples and another input {count}")
+                raise InputError(
+                    f"{self.name}: {info.name!r} has {len(array)} samples and another input {count}"
+                )
             feeds[info.name] = array = self._convert(array, info, expected)
             if array.dtype.kind == "f" and not np.isfinite(array).all():
                 bad = np.flatnonzero(~np.isfinite(array).reshape(count, -1).all(axis=1))[0]
-                raise InputError(f"{self.name}: sample {seen + bad} has NaN or Inf in {info.name!r}; take it out")
+                raise InputError(
+                    f"{self.name}: sample {seen + bad} has NaN or Inf in {info.name!r}; take it out"
+                )
         if labels is not None and len(labels) != count:
             raise InputError(f"{self.name}: {len(labels)} labels for {count} samples; give one for each")
         return count
@@ -140,7 +148,9 @@ def open_samples(data: Any, inputs: tuple[TensorInfo, ...], name: str = "data") 
     if isinstance(data, (str, Path)):
         path = Path(data)
         if not path.is_file():
-            raise InputError(f"{path}: no such file; data is an .npz whose arrays are named like the model's inputs")
+            raise InputError(
+                f"{path}: no such file; data is an .npz whose arrays are named like the model's inputs"
+            )
         return Samples(str(path), inputs, lambda: _npz(path, inputs))
     if isinstance(data, Mapping):
         arrays = {key: _array(value) for key, value in data.items()}
@@ -151,7 +161,9 @@ def open_samples(data: Any, inputs: tuple[TensorInfo, ...], name: str = "data") 
     if isinstance(data, Sequence) and data and all(map(_is_array, data)) and _whole_arrays(data, inputs):
         return Samples(name, inputs, lambda: iter([_named(tuple(data), inputs)]))
     if isinstance(data, Iterator):
-        raise InputError(f"{name}: an iterator can be run through only once; give a list, a DataLoader or an .npz")
+        raise InputError(
+            f"{name}: an iterator can be run through only once; give a list, a DataLoader or an .npz"
+        )
     if isinstance(data, Iterable):
         return Samples(name, inputs, lambda: (_named(batch, inputs) for batch in data))
     raise InputError(
@@ -169,7 +181,9 @@ def synthetic(info: ModelInfo, seed: int, count: int = 16) -> Samples:
         if one.dtype.startswith("float"):
             feeds[one.name] = rng.standard_normal(shape).astype(one.dtype)
         else:
-            tables = [a.weights[0].shape[0] for a in info.layers if a.kind == "embedding" and one.name in a.inputs]
+            tables = [
+                a.weights[0].shape[0] for a in info.layers if a.kind == "embedding" and one.name in a.inputs
+            ]
             feeds[one.name] = rng.integers(0, min(tables, default=2), shape).astype(one.dtype)
     return Samples("random inputs", info.inputs, lambda: iter([(dict(feeds), None)]))
 
@@ -216,7 +230,10 @@ def _cut(
     feeds, labels = batch
     head = {key: array[:size] for key, array in feeds.items()}
     tail = {key: array[size:] for key, array in feeds.items()}
-    return (head, None if labels is None else labels[:size]), (tail, None if labels is None else labels[size:])
+    return (head, None if labels is None else labels[:size]), (
+        tail,
+        None if labels is None else labels[size:],
+    )
 
 
 ROW_BYTES = 1 << 22  # about this much of every array is read at a time
@@ -256,13 +273,21 @@ class _NpyStream:
         self.path, self.name, self.file = path, name, file
         try:
             version = np.lib.format.read_magic(file)
-            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            read = (
+                np.lib.format.read_array_header_1_0
+                if version == (1, 0)
+                else np.lib.format.read_array_header_2_0
+            )
             shape, fortran, self.dtype = read(file)
         except (ValueError, OSError, zipfile.BadZipFile) as error:
             raise InputError(f"{path}: array {name!r} cannot be read ({error})") from error
         if self.dtype.hasobject or fortran or not shape:
-            what = "Python objects" if self.dtype.hasobject else "column order" if fortran else "no sample axis"
-            raise InputError(f"{path}: array {name!r} has {what}; save a plain row-major array, samples first")
+            what = (
+                "Python objects" if self.dtype.hasobject else "column order" if fortran else "no sample axis"
+            )
+            raise InputError(
+                f"{path}: array {name!r} has {what}; save a plain row-major array, samples first"
+            )
         self.length, self.row_shape = shape[0], shape[1:]
         self.row_bytes = max(1, int(np.prod(self.row_shape)) * self.dtype.itemsize)
 

@@ -13,9 +13,13 @@ from fewbits.errors import EngineError
 from fewbits.models.model import Model
 from fewbits.samples import Feeds
 
-MARGIN_DB = 6.0  # an engine may add as much error as was there already: half the energy each, and as much again
+MARGIN_DB = (
+    6.0  # an engine may add as much error as was there already: half the energy each, and as much again
+)
 FLOOR_DB = 60.0  # agreement better than this is float rounding
-ROUNDED_ACTIVATIONS_DB = 40.0  # what rounding activations in groups of 32 leaves, where the engine was told to
+ROUNDED_ACTIVATIONS_DB = (
+    40.0  # what rounding activations in groups of 32 leaves, where the engine was told to
+)
 
 
 class Checker:

@@ -96,7 +96,9 @@ def literal_session(path: str | Path, threads: int) -> OnnxRuntimeSession:
     options.log_severity_level = 3
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
-        return OnnxRuntimeSession(ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"]), path)
+        return OnnxRuntimeSession(
+            ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"]), path
+        )
     except Exception as error:
         raise engine_error("onnxruntime", "compile", path, error) from error
 

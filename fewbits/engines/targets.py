@@ -1,7 +1,4 @@
-"""The capability tables: how files are written for each engine, as measured, with the reason beside each entry.
-
-``tests/engines/test_targets.py`` runs each claim of being right; ``python -m bench forms`` measures the claims of speed.
-"""
+"""The capability tables: how files are written for each engine, as measured, with the reason beside each entry."""
 
 from __future__ import annotations
 
@@ -39,7 +36,12 @@ TARGETS: dict[str, tuple[Target, ...]] = {
             dynamic_int8=True,  # MatMulInteger, fused with its scale
             rounds_activations=False,  # only in block-quantized products, whose weights it would round as well
             # DequantizeLinear is not folded at load, and slower than float; Cast and Mul are.
-            weight_forms=(("int8", "cast_mul"), ("int4", "dequantize"), ("fp16", "cast_mul"), ("bf16", "cast_mul")),
+            weight_forms=(
+                ("int8", "cast_mul"),
+                ("int4", "dequantize"),
+                ("fp16", "cast_mul"),
+                ("bf16", "cast_mul"),
+            ),
         ),
     ),
 }

@@ -60,7 +60,7 @@ class Reference:
         """Run the original over the samples."""
         for number, (feeds, _) in enumerate(samples.batches(batch)):
             outputs = session.run(feeds)
-            np.savez(self.folder / f"{number}.npz", **{f"o{i}": a for i, a in enumerate(outputs.values())})
+            np.savez(self.folder / f"{number}.npz", *outputs.values())
             self.batches = number + 1
         if not self.batches:
             raise InputError(f"{samples.name}: no samples to score with; give more, or --eval FILE")
@@ -114,7 +114,9 @@ def score(session: Runs, samples: Samples, batch: int, reference: Reference, met
 
 def _right(samples: Samples, output: np.ndarray, labels: np.ndarray | None) -> int:
     if labels is None or output.ndim != 2:
-        raise InputError(f"{samples.name}: labels need a first output [samples, classes], but it is {output.shape}")
+        raise InputError(
+            f"{samples.name}: labels need a first output [samples, classes], but it is {output.shape}"
+        )
     if labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() >= output.shape[1]:
         raise InputError(
             f"{samples.name}: labels from {labels.min()} to {labels.max()} ({labels.dtype}), but the model has "
@@ -147,5 +149,3 @@ def _cosines(expected: Sequence[np.ndarray], got: Sequence[np.ndarray], size: in
     equal = (left == right).all(axis=1)
     cosine = np.where(equal, 1.0, (left * right).sum(axis=1) / np.where(length > 0, length, 1.0))
     return np.nan_to_num(cosine, nan=-1.0)
-
-

@@ -12,7 +12,9 @@ from torch import Tensor
 BLOCK = 32  # columns whose updates are applied one by one; what is right of them waits for a matrix product
 
 
-def round_with_compensation(weight: Tensor, covariance: Tensor, scale: Tensor, qmin: int, qmax: int) -> Tensor:
+def round_with_compensation(
+    weight: Tensor, covariance: Tensor, scale: Tensor, qmin: int, qmax: int
+) -> Tensor:
     """Codes that keep the output of a linear layer close, rather than each weight.
 
     Args:
@@ -26,7 +28,9 @@ def round_with_compensation(weight: Tensor, covariance: Tensor, scale: Tensor, q
     """
     order = torch.argsort(covariance.diagonal(), descending=True)
     factor = _inverse_factor(covariance[order][:, order])
-    left = (weight / scale[:, None])[:, order].T.contiguous()  # [k, m] in steps: a column of the weight is a row here
+    left = (weight / scale[:, None])[
+        :, order
+    ].T.contiguous()  # [k, m] in steps: a column of the weight is a row here
     codes = torch.empty_like(left)
     for start in range(0, len(left), BLOCK):
         end = min(start + BLOCK, len(left))

@@ -24,7 +24,10 @@ def patches(x: Tensor, kernel: tuple[int, ...], geometry: ConvGeometry) -> Tenso
     if len(kernel) == 1:
         x, kernel = x.unsqueeze(-1), (*kernel, 1)
         geometry = ConvGeometry(
-            (*geometry.strides, 1), (geometry.pads[0], 0, geometry.pads[1], 0), (*geometry.dilations, 1), geometry.groups
+            (*geometry.strides, 1),
+            (geometry.pads[0], 0, geometry.pads[1], 0),
+            (*geometry.dilations, 1),
+            geometry.groups,
         )
     if len(kernel) != 2:
         return None

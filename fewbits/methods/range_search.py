@@ -6,12 +6,16 @@ Every function takes a :class:`~fewbits.planning.stats.Histogram` and gives ``(l
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from fewbits.planning.scheme import RangeKind
 from fewbits.planning.stats import Histogram
 
-PERCENTILE = 99.99  # of the values are inside, as in Nagel et al. 2021, "A White Paper on Neural Network Quantization"
+PERCENTILE = (
+    99.99  # of the values are inside, as in Nagel et al. 2021, "A White Paper on Neural Network Quantization"
+)
 
 
 def search(kind: RangeKind, histogram: Histogram, levels: int) -> tuple[float, float]:
@@ -38,7 +42,7 @@ def percentile(histogram: Histogram, inside: float = PERCENTILE) -> tuple[float,
     tail = (100 - inside) / 200
     edges = np.linspace(histogram.low, histogram.high, len(histogram.counts) + 1)
     low = edges[np.searchsorted(share, tail, side="right")]
-    high = edges[min(np.searchsorted(share, 1 - tail) + 1, len(edges) - 1)]
+    high = edges[min(int(np.searchsorted(share, 1 - tail)) + 1, len(edges) - 1)]
     bottom, top = minmax(histogram)
     return max(min(float(low), 0.0), bottom), min(max(float(high), 0.0), top)
 
@@ -88,9 +92,8 @@ def _divergence(histogram: Histogram, low: float, high: float, levels: int) -> f
     return float(np.sum(np.where(occupied, p * np.log(np.where(occupied, p, 1.0) / q), 0.0)))
 
 
-def _shrink(histogram: Histogram, cost: object) -> tuple[float, float]:
+def _shrink(histogram: Histogram, cost: Callable[[float, float], float]) -> tuple[float, float]:
     """Minimize over both ends in turn, each between an eighth of the observed extreme and all of it."""
-    assert callable(cost)
     low, high = minmax(histogram)
     fractions = np.linspace(0.125, 1.0, 141)
     for _ in range(3):

@@ -39,11 +39,18 @@ class Model(Protocol):
     format: str
     sha256: str
     size_bytes: int
-    params: int
     artifact_name: str
     opset: int | None
-    batch: int | None
-    """The number of samples it takes at a time, where that is fixed."""
+
+    @property
+    def params(self) -> int:
+        """Number of elements in all constants."""
+        ...
+
+    @property
+    def batch(self) -> int | None:
+        """The number of samples it takes at a time, where that is fixed."""
+        ...
 
     def weight(self, name: str) -> np.ndarray:
         """A constant of the model, float32, by name."""
@@ -102,4 +109,6 @@ def open_model(path: Path) -> Model:
         refuse_pickle(path)
     if not path.exists():
         raise InputError(f"{path}: no such file; MODEL is the path of an .onnx file")
-    raise InputError(f"{path}: not an .onnx file; export the model to ONNX (torch.onnx.export(..., dynamo=True))")
+    raise InputError(
+        f"{path}: not an .onnx file; export the model to ONNX (torch.onnx.export(..., dynamo=True))"
+    )

@@ -130,8 +130,12 @@ PRESETS: dict[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
         Recipe("fp16", (Rule("*", Scheme("fp16")),), "weights stored in 16-bit IEEE floats; half the file"),
-        Recipe("bf16", (Rule("*", Scheme("bf16")),), "weights stored in bfloat16; half the file, range of fp32"),
-        Recipe("w8", (Rule("*", INT8_CHANNEL),), "weights in 8 bits per channel; a quarter of the file; no data"),
+        Recipe(
+            "bf16", (Rule("*", Scheme("bf16")),), "weights stored in bfloat16; half the file, range of fp32"
+        ),
+        Recipe(
+            "w8", (Rule("*", INT8_CHANNEL),), "weights in 8 bits per channel; a quarter of the file; no data"
+        ),
         _w4(32),
         _w4(128),
         Recipe(
@@ -143,7 +147,9 @@ PRESETS: dict[str, Recipe] = {
             ),
             "int8 linear layers, activations quantized as they come; no data needed",
         ),
-        _w8a8("w8a8", "mse", "int8 weights and activations, ranges of least squared error; needs data; fastest"),
+        _w8a8(
+            "w8a8", "mse", "int8 weights and activations, ranges of least squared error; needs data; fastest"
+        ),
         _w8a8("w8a8_minmax", "minmax", "the same with the observed minimum and maximum"),
         _w8a8("w8a8_percentile", "percentile", "the same with ranges that cut the outermost 0.01 %"),
         _w8a8("w8a8_entropy", "entropy", "the same with ranges of least information lost (KL)"),

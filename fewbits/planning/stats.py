@@ -60,7 +60,9 @@ class Stats:
 
     def __getitem__(self, tensor: str) -> TensorStats:
         if tensor not in self.tensors:
-            raise InputError(f"no range was observed for tensor {tensor!r}; calibrate with data that reaches it")
+            raise InputError(
+                f"no range was observed for tensor {tensor!r}; calibrate with data that reaches it"
+            )
         return self.tensors[tensor]
 
 
@@ -112,5 +114,9 @@ class HistogramBuilder:
         width = 2 * edge / self.BINS
         first, last = int(used[0]), int(used[-1]) + 1
         return Histogram(
-            -edge + first * width, -edge + last * width, self.counts[first:last].copy(), self.minimum, self.maximum
+            -edge + first * width,
+            -edge + last * width,
+            self.counts[first:last].copy(),
+            self.minimum,
+            self.maximum,
         )

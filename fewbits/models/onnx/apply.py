@@ -72,7 +72,11 @@ def _write_dynamic(encoder: Encoder, layer: LayerPlan, node: ir.Node) -> None:
 
 def _write_numbers(encoder: Encoder, plan: Plan, layer: LayerPlan, node: ir.Node) -> None:
     for weight in layer.weights:
-        values = weight.codes.dequantize().numpy() if weight.codes is not None else narrow(weight).astype(np.float32)
+        values = (
+            weight.codes.dequantize().numpy()
+            if weight.codes is not None
+            else narrow(weight).astype(np.float32)
+        )
         index = next(i for i, v in enumerate(node.inputs) if v is not None and v.name == weight.name)
         node.replace_input_with(index, encoder.constant(f"{weight.name}_of_{layer.node}_numbers", values))
     if layer.dynamic and plan.target.dynamic_int8:
@@ -81,7 +85,9 @@ def _write_numbers(encoder: Encoder, plan: Plan, layer: LayerPlan, node: ir.Node
         node.replace_input_with(0, encoder.dynamic_round_trip(value, node))
     if layer.bias is not None:
         host, index = _bias_input(layer, node)
-        host.replace_input_with(index, encoder.constant(f"{layer.bias.name}_of_{layer.node}", layer.bias.values))
+        host.replace_input_with(
+            index, encoder.constant(f"{layer.bias.name}_of_{layer.node}", layer.bias.values)
+        )
 
 
 def _write_bias(encoder: Encoder, layer: LayerPlan, node: ir.Node) -> None:

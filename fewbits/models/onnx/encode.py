@@ -81,7 +81,9 @@ class Encoder:
         if plan.smoothing is not None:
             factor = self.constant(f"{name}_smoothing", (1 / plan.smoothing).astype(np.float32))
             value = self.node("Mul", [value, factor], before, f"{name}_smoothed", value)
-        codes = self.node("QuantizeLinear", [value, scale, zero], before, f"{name}_quantized", value, plan.qtype)
+        codes = self.node(
+            "QuantizeLinear", [value, scale, zero], before, f"{name}_quantized", value, plan.qtype
+        )
         return self.node("DequantizeLinear", [codes, scale, zero], before, f"{name}_dequantized", value)
 
     def bias(self, name: str, values: np.ndarray, scale: np.ndarray, before: ir.Node) -> ir.Value:
@@ -107,7 +109,9 @@ class Encoder:
         quantized, scale, zero_point = self._quantize_dynamically(value, node)
         stored = self.constant(f"{plan.name}_codes", codes, q.qtype.name)
         name = like.name or ""
-        sums = self.node("MatMulInteger", [quantized, stored, zero_point], node, f"{name}_sums", like, "int32")
+        sums = self.node(
+            "MatMulInteger", [quantized, stored, zero_point], node, f"{name}_sums", like, "int32"
+        )
         wide = self.node("Cast", [sums], node, f"{name}_cast", like, to=_float32())
         step = self.constant(f"{plan.name}_scale", q.scale.numpy())
         both = self.node("Mul", [scale, step], node, f"{name}_step", step)
@@ -118,7 +122,11 @@ class Encoder:
 
         if value not in self._dynamic:
             name = value.name or ""
-            kinds = [("quantized", "UINT8", value.shape), ("scale", "FLOAT", ir.Shape([])), ("zero", "UINT8", ir.Shape([]))]
+            kinds = [
+                ("quantized", "UINT8", value.shape),
+                ("scale", "FLOAT", ir.Shape([])),
+                ("zero", "UINT8", ir.Shape([])),
+            ]
             outputs = [
                 ir.Value(name=f"{name}_dynamic_{what}", type=ir.TensorType(ir.DataType[kind]), shape=shape)
                 for what, kind, shape in kinds
@@ -132,7 +140,9 @@ class Encoder:
     def dynamic_round_trip(self, value: ir.Value, before: ir.Node) -> ir.Value:
         """``value`` quantized as it comes and brought back, literally."""
         name = f"{value.name}_dynamic_dequantized_for_{before.name}"
-        return self.node("DequantizeLinear", [*self._quantize_dynamically(value, before)], before, name, value)
+        return self.node(
+            "DequantizeLinear", [*self._quantize_dynamically(value, before)], before, name, value
+        )
 
     def _dequantize(self, name: str, q: QTensor, before: ir.Node, like: ir.Value) -> ir.Value:
         inputs = [
@@ -151,14 +161,20 @@ class Encoder:
 
     def _cast_mul(self, name: str, q: QTensor, before: ir.Node, like: ir.Value) -> ir.Value:
         if q.group_size is not None:
-            raise InputError(f"weight {name!r}: groups cannot be written as Cast and Mul; use a scale per channel")
+            raise InputError(
+                f"weight {name!r}: groups cannot be written as Cast and Mul; use a scale per channel"
+            )
         codes = self.constant(f"{name}_codes", q.codes.numpy(), q.qtype.name)
         wide = self.node("Cast", [codes], before, f"{name}_cast", like, to=_float32())
         if q.zero_point is not None:
             zero = self.constant(f"{name}_zero_point", _spread(q, q.zero_point).astype(np.float32))
             wide = self.node("Sub", [wide, zero], before, f"{name}_shifted", like)
         return self.node(
-            "Mul", [wide, self.constant(f"{name}_scale", _spread(q, _scale(name, q)))], before, f"{name}_f32", like
+            "Mul",
+            [wide, self.constant(f"{name}_scale", _spread(q, _scale(name, q)))],
+            before,
+            f"{name}_f32",
+            like,
         )
 
 
@@ -182,7 +198,9 @@ def gather_rows(encoder: Encoder, plan: WeightPlan, node: ir.Node) -> ir.Value:
         rows = encoder.node("Gather", [stored, indices], node, f"{like.name}_rows", like, plan.scheme.qtype)
         return encoder.node("Cast", [rows], node, f"{like.name}_f32", like, to=_float32())
     if q.zero_point is not None or q.group_size is not None or q.channel_axis != 0:
-        raise InputError(f"embedding {name!r}: rows are gathered as codes, which needs a symmetric scale per row")
+        raise InputError(
+            f"embedding {name!r}: rows are gathered as codes, which needs a symmetric scale per row"
+        )
     codes = encoder.constant(f"{name}_codes", q.codes.numpy(), q.qtype.name)
     rows = encoder.node("Gather", [codes, indices], node, f"{like.name}_rows", like, q.qtype.name)
     wide = encoder.node("Cast", [rows], node, f"{like.name}_cast", like, to=_float32())

@@ -62,15 +62,13 @@ def _layer(node: ir.Node) -> LayerInfo | None:
         weights=weights,
         bias=_bias(node),
         inputs=tuple(
-            v.name for v in node.inputs[: 2 if kind == "matmul" else None] if _is_activation(v, kind, constant)
+            value.name
+            for value in node.inputs[: 2 if kind == "matmul" else None]
+            if value is not None and value.name and value.const_value is None and value.name not in constant
         ),
         output=output,
         geometry=_geometry(node, weights),
     )
-
-
-def _is_activation(value: ir.Value | None, kind: LayerKind, constant: set[str]) -> bool:
-    return value is not None and value.const_value is None and value.name not in constant
 
 
 def _kind(node: ir.Node, weights: tuple[WeightInfo, ...]) -> LayerKind | None:
@@ -80,7 +78,9 @@ def _kind(node: ir.Node, weights: tuple[WeightInfo, ...]) -> LayerKind | None:
         if node.op_type in ("Gemm", "MatMul"):
             return "linear"
         return "embedding" if node.op_type == "Gather" else "recurrent"
-    both_computed = node.op_type == "MatMul" and all(v is not None and v.const_value is None for v in node.inputs)
+    both_computed = node.op_type == "MatMul" and all(
+        v is not None and v.const_value is None for v in node.inputs
+    )
     return "matmul" if both_computed else None
 
 

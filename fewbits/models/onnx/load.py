@@ -60,7 +60,9 @@ def load(path: Path) -> OnnxSource:
         raise InputError(f"{path}: the ONNX graph is empty; the file may be truncated")
     opset = next((v for d, v in model.opset_imports.items() if d in DOMAINS), None)
     if opset is None or opset < MINIMUM_OPSET:
-        raise InputError(f"{path}: opset {opset}; ONNX Runtime reads {MINIMUM_OPSET} and newer; export it again")
+        raise InputError(
+            f"{path}: opset {opset}; ONNX Runtime reads {MINIMUM_OPSET} and newer; export it again"
+        )
     files = (path, *_external_files(path, model))
     passes.RemoveInitializersFromInputsPass()(model)
     return OnnxSource(
@@ -116,7 +118,9 @@ def _external_files(path: Path, model: ir.Model) -> tuple[Path, ...]:
 
 def _tensor_info(path: Path, value: ir.Value) -> TensorInfo:
     if value.dtype is None or value.name is None:
-        raise InputError(f"{path}: the input or output {value.name!r} is not a tensor; only tensors are supported")
+        raise InputError(
+            f"{path}: the input or output {value.name!r} is not a tensor; only tensors are supported"
+        )
     dims: list[Dim] = []
     for position, dim in enumerate(value.shape or ()):
         dims.append(dim if isinstance(dim, int) else str(dim.value or f"dim{position}"))

@@ -43,12 +43,17 @@ class OnnxModel:
     @property
     def params(self) -> int:
         """Number of elements in all constants."""
-        return sum(v.const_value.size for v in initializers(self.source.model).values() if v.const_value is not None)
+        return sum(
+            v.const_value.size for v in initializers(self.source.model).values() if v.const_value is not None
+        )
 
     @property
     def batch(self) -> int | None:
         """The number of samples it takes at a time, where that is fixed."""
-        return next((info.shape[0] for info in self.info.inputs if info.shape and isinstance(info.shape[0], int)), None)
+        return next(
+            (info.shape[0] for info in self.info.inputs if info.shape and isinstance(info.shape[0], int)),
+            None,
+        )
 
     def weight(self, name: str) -> np.ndarray:
         """A constant of the folded model, by name, as stored."""
@@ -67,7 +72,9 @@ class OnnxModel:
         rows = {layer.inputs[0] for layer in static if layer.kind == "linear"}
         samples = {layer.inputs[0] for layer in static if layer.kind == "conv"}
         ranges = (site.range_of for site in self.place(assigned, target).sites)
-        return Wanted(tuple(dict.fromkeys([*ranges, *sorted(rows | samples)])), frozenset(rows), frozenset(samples))
+        return Wanted(
+            tuple(dict.fromkeys([*ranges, *sorted(rows | samples)])), frozenset(rows), frozenset(samples)
+        )
 
     def tapped(self, tensors: Collection[str], path: Path) -> None:
         """Write the folded float model with these tensors as further outputs."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from fewbits.planning.plan import Edge, Placement, Site
@@ -13,7 +14,18 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 LAYOUT_OPS = frozenset(
-    ("MaxPool", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Identity", "Pad", "Expand")
+    (
+        "MaxPool",
+        "Reshape",
+        "Transpose",
+        "Squeeze",
+        "Unsqueeze",
+        "Flatten",
+        "Slice",
+        "Identity",
+        "Pad",
+        "Expand",
+    )
 )
 """Operators that only move values: their output has their first input's range (padding adds zeros)."""
 
@@ -120,7 +132,7 @@ def _hoist(value: ir.Value, wanted: _Wanted, target: Target) -> None:
         if source.dtype is not None and source.dtype.name != "FLOAT":
             break
         chain.append(source)
-    for below, above in zip(chain, chain[1:], strict=False):
+    for below, above in pairwise(chain):
         mover = below.producer()
         assert mover is not None
         wanted.add(above, (Edge(mover.name or "", 0),))

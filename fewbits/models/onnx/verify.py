@@ -25,7 +25,9 @@ def read_back(path: Path, plan: Plan, info: ModelInfo) -> dict[str, int]:
     import onnx_ir as ir
 
     model = ir.load(path)
-    constants = {name: v.const_value for name, v in model.graph.initializers.items() if v.const_value is not None}
+    constants = {
+        name: v.const_value for name, v in model.graph.initializers.items() if v.const_value is not None
+    }
 
     def expect(name: str, array: np.ndarray) -> None:
         if name not in constants:
@@ -48,7 +50,7 @@ def read_back(path: Path, plan: Plan, info: ModelInfo) -> dict[str, int]:
         if weight.codes.zero_point is not None:
             expect(f"{weight.name}_zero_point", weight.codes.zero_point.numpy())
     for activation in plan.activations:
-        expect(f"{activation.site.tensor}_scale", np.float32(activation.scale))
+        expect(f"{activation.site.tensor}_scale", np.array(activation.scale, np.float32))
         expect(f"{activation.site.tensor}_zero_point", np.array(activation.zero_point))
     for kind, wanted, got in (
         ("inputs", info.inputs, model.graph.inputs),

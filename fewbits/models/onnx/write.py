@@ -12,7 +12,13 @@ if TYPE_CHECKING:
 
 BLOCKED_OPSET = 21  # DequantizeLinear with blocks and 4-bit types
 PER_AXIS_OPSET = 13  # DequantizeLinear with an axis
-IR_OF_OPSET = ((22, 11), (21, 10), (19, 9), (15, 8), (0, 7))  # IR versions that came with, or before, an opset
+IR_OF_OPSET = (
+    (22, 11),
+    (21, 10),
+    (19, 9),
+    (15, 8),
+    (0, 7),
+)  # IR versions that came with, or before, an opset
 FILE_LIMIT = (1 << 31) - (1 << 20)  # a protobuf file must stay below 2 GiB
 
 
@@ -43,7 +49,9 @@ def _needed_opset(graph: ir.Graph) -> int:
             blocked = "block_size" in node.attributes
             narrow = any(v is not None and v.dtype is not None and v.dtype.bitwidth < 8 for v in node.inputs)
             needed = max(needed, BLOCKED_OPSET if blocked or narrow else PER_AXIS_OPSET)
-        if node.op_type == "Cast" and any(v is not None and v.dtype and v.dtype.name == "BFLOAT16" for v in node.inputs):
+        if node.op_type == "Cast" and any(
+            v is not None and v.dtype and v.dtype.name == "BFLOAT16" for v in node.inputs
+        ):
             needed = max(needed, PER_AXIS_OPSET)
     return needed
 
