@@ -17,7 +17,9 @@ from fewbits.planning.target import Target
 
 ORIGINAL = "original"
 AUTO = ("fp16", "w8", "w4_g128", "w8a8_dynamic", "w8a8")
-ACTIVATION_GROUP = 32  # an engine that may round activations of weight-only layers shares a scale among this many
+ACTIVATION_GROUP = (
+    32  # an engine that may round activations of weight-only layers shares a scale among this many
+)
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,11 @@ def resolve(recipe: str, exclude: Sequence[str]) -> tuple[ResolvedRecipe, ...]:
 
 
 def drafts(
-    resolved: Sequence[ResolvedRecipe], info: ModelInfo, engines: Mapping[str, Engine], cpu: Cpu, has_data: bool
+    resolved: Sequence[ResolvedRecipe],
+    info: ModelInfo,
+    engines: Mapping[str, Engine],
+    cpu: Cpu,
+    has_data: bool,
 ) -> tuple[tuple[Draft, ...], tuple[str, ...]]:
     """The files worth writing, and in words what was passed over and why.
 
@@ -97,7 +103,9 @@ def drafts(
                 raise InputError(f"recipe {recipe.name!r} needs calibration data; give --data FILE (an .npz)")
             assigned = assign(recipe, info)
             if not any(a.weights or a.activations for a in assigned):
-                raise InputError(f"recipe {recipe.name!r} keeps every layer in float; there is nothing to compress")
+                raise InputError(
+                    f"recipe {recipe.name!r} keeps every layer in float; there is nothing to compress"
+                )
         except InputError as error:
             if len(resolved) == 1:
                 raise
@@ -153,7 +161,9 @@ def candidates(
         )
         placement = f" {target.placement}" if many > 1 else ""
         for precision in precisions[target.engine]:
-            name = f"{file.draft.recipe.name} {SHORT.get(target.engine, target.engine)} {precision}{placement}"
+            name = (
+                f"{file.draft.recipe.name} {SHORT.get(target.engine, target.engine)} {precision}{placement}"
+            )
             settings = EngineSettings(target.engine, precision, threads)
             found.append(Candidate(name, file, settings))
             if _weight_only_matmul(file.draft) and target.rounds_activations:

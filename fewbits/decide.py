@@ -20,7 +20,9 @@ from fewbits.planning.scheme import Scheme
 from fewbits.planning.stats import Stats
 from fewbits.planning.target import Target
 
-SMALLEST_SCALE = float(np.finfo(np.float32).tiny)  # a smaller bias scale is denormal; engines flush it to zero
+SMALLEST_SCALE = float(
+    np.finfo(np.float32).tiny
+)  # a smaller bias scale is denormal; engines flush it to zero
 LARGEST_CODE = 2**31 - 1
 SEVEN_BITS = 63
 MAX_COLUMNS = 2304  # wider layers are rounded to nearest: compensating takes time with the cube of the width
@@ -85,7 +87,9 @@ def _smoothing(
     assert scheme_of_weights is not None
 
     def round_weight(matrix: torch.Tensor) -> torch.Tensor:
-        return _quantize(matrix, scheme_of_weights, WeightInfo("", tuple(matrix.shape), 1, 0), target).dequantize()
+        return _quantize(
+            matrix, scheme_of_weights, WeightInfo("", tuple(matrix.shape), 1, 0), target
+        ).dequantize()
 
     rows, low, high = map(torch.from_numpy, (seen.examples, seen.channel_low, seen.channel_high))
     return find_smoothing(rows, low, high, matrices, round_weight, _levels(scheme))
