@@ -1,16 +1,27 @@
 """fewbits takes a trained model and hands back the same model in fewer bits, with proof."""
 
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from fewbits.comparison import compare, measure
     from fewbits.compress import Result, compress
+    from fewbits.inspection import inspect
     from fewbits.loaded import load
 
-_HOMES = {"compress": "fewbits.compress", "Result": "fewbits.compress", "load": "fewbits.loaded"}
+_HOMES = {
+    "compare": "fewbits.comparison",
+    "compress": "fewbits.compress",
+    "inspect": "fewbits.inspection",
+    "load": "fewbits.loaded",
+    "measure": "fewbits.comparison",
+    "Result": "fewbits.compress",
+}
 
-__all__ = ["Result", "__version__", "compress", "load"]
+__all__ = ["Result", "__version__", "compare", "compress", "inspect", "load", "measure"]
 
 
 def __getattr__(name: str) -> Any:
@@ -20,3 +31,14 @@ def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'fewbits' has no attribute {name!r}")
+
+
+class _Package(ModuleType):
+    """Importing a submodule binds its name here, but for those that are public names too: compress, measure."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _HOMES and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -23,7 +23,9 @@ app = typer.Typer(
 )
 
 ModelPath = Annotated[Path, typer.Argument(help="An .onnx file.", show_default=False)]
-Threads = Annotated[int | None, typer.Option(help="Threads of one inference.  [default: physical cores]", min=1)]
+Threads = Annotated[
+    int | None, typer.Option(help="Threads of one inference.  [default: physical cores]", min=1)
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 
 
@@ -34,7 +36,9 @@ def compress(
     evaluate: Annotated[
         Path | None, typer.Option("--eval", help="Samples to score with (.npz), with 'labels' for top-1.")
     ] = None,
-    recipe: Annotated[str, typer.Option(help="auto, a preset (see fewbits recipes), or a .toml file.")] = "auto",
+    recipe: Annotated[
+        str, typer.Option(help="auto, a preset (see fewbits recipes), or a .toml file.")
+    ] = "auto",
     engine: Annotated[str, typer.Option(help="auto, onnxruntime or openvino.")] = "auto",
     max_drop: Annotated[str, typer.Option(help="Largest loss: 1% of the score, or 0.5 in its unit.")] = "1%",
     max_size: Annotated[str | None, typer.Option(help="Largest file: 25% of the original, or 20MB.")] = None,
@@ -87,8 +91,8 @@ def inspect(model: ModelPath, json: Json = False) -> None:
 
 @app.command()
 def compare(
-    a: Annotated[Path, typer.Argument(help="The original (.onnx).", show_default=False)],
-    b: Annotated[Path, typer.Argument(help="The other: an .onnx file or a folder from compress.", show_default=False)],
+    a: Annotated[Path, typer.Argument(help="An .onnx file or a folder from compress.", show_default=False)],
+    b: Annotated[Path, typer.Argument(help="The other, likewise.", show_default=False)],
     data: Annotated[Path, typer.Option(help="Samples to run through both (.npz).", show_default=False)],
     engine: Annotated[str, typer.Option(help="auto, onnxruntime or openvino.")] = "auto",
     threads: Threads = None,
@@ -122,7 +126,7 @@ def measure(
         found.show(_console(sys.stdout))
 
 
-@app.command()
+@app.command(context_settings={"ignore_unknown_options": True})  # so that -1.5 is a number
 def bits(
     number: Annotated[str, typer.Argument(help="A number, such as 2.71828.", show_default=False)],
 ) -> None:

@@ -1,0 +1,409 @@
+"""What is in a model, and what fewer bits could give; nothing is run and nothing is written."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fewbits.candidates import drafts
+from fewbits.engines.cpu import Cpu, cpu
+from fewbits.engines.engine import available
+from fewbits.errors import InputError
+from fewbits.models.model import Model, open_model
+from fewbits.planning.model_info import LayerInfo, TensorInfo, WeightInfo
+from fewbits.planning.recipe import PRESETS, Assignment, Recipe, ResolvedRecipe, assign
+from fewbits.planning.scheme import Scheme
+from fewbits.planning.target import Target
+from fewbits.report.record import Count, MaybeCount, Number, Record
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+FLOAT_BYTES, HALF_BYTES = 4, 2
+FEW_BITS = ("int8", "uint8", "int4", "uint4", "int2", "uint2", "float8e4m3fn", "float8e5m2", "float4e2m1")
+SHOWN_LAYERS = 20
+SHOWN_OPERATORS = 16
+SHOWN_REASON = 140  # characters
+
+
+class Port(Record):
+    """An input or output: name, NumPy dtype, and shape with dynamic axes by name."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+class LayerReport(Record):
+    """The weights of one layer, as the folded model holds them.
+
+    Attributes:
+        shape: of the layer's first weight.
+        bytes: of its weights in float32.
+        minimum, maximum: of its weights.
+        abs_mean: mean magnitude.
+        outlier_ratio: the largest magnitude over the mean one; where it is large, few outliers set the step of
+            everything that shares a scale with them. None where all weights are zero.
+    """
+
+    name: str
+    op: str
+    shape: tuple[int, ...]
+    params: Count
+    bytes: Count
+    minimum: Number
+    maximum: Number
+    abs_mean: Number
+    outlier_ratio: Number
+
+
+class Gain(Record):
+    """What installed engines gain by a recipe on this CPU, in words."""
+
+    engines: tuple[str, ...]
+    what: str
+
+
+class CouldGive(Record):
+    """What one preset would make of the file.
+
+    Attributes:
+        size_bytes: by the arithmetic of codes and scales, without the operators that are added; None where the
+            preset does not fit the model.
+        size_ratio: over the file's size.
+        needs: what the user has to give.
+        gains: which engines gain what.
+        why_not: why the preset does not fit the model, or is not worth trying.
+    """
+
+    recipe: str
+    description: str
+    size_bytes: MaybeCount
+    size_ratio: Number
+    needs_data: bool
+    needs: str
+    gains: tuple[Gain, ...] = ()
+    why_not: str | None = None
+
+
+class Inspection(Record):
+    """What :func:`inspect` found.
+
+    Attributes:
+        size_bytes: of the file and its external data.
+        operators: how often each occurs once constants are folded, the most frequent first.
+        bytes_by_dtype: of the file's constants, by ONNX's name in lower case.
+        layers: those with weights in float, in the order of the graph.
+        share_in_layers: of ``size_bytes`` that lies in their weights.
+        few_bits_bytes: of constants that have 8 bits or fewer already.
+        cpu: this machine's CPU and what it has for few-bit arithmetic.
+        could_give: for each preset, what the file would weigh.
+    """
+
+    path: str
+    format: str
+    opset: MaybeCount
+    params: Count
+    size_bytes: Count
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    operators: dict[str, Count]
+    bytes_by_dtype: dict[str, Count]
+    layers: tuple[LayerReport, ...]
+    share_in_layers: Number
+    few_bits_bytes: Count
+    cpu: str
+    could_give: tuple[CouldGive, ...]
+
+    def to_json(self, indent: int | None = 2) -> str:
+        """The record as JSON text without NaN or infinity."""
+        return self.model_dump_json(indent=indent)
+
+    def show(self, console: Console) -> None:
+        """Print it; of many layers only those with the most bytes."""
+        from rich.text import Text
+
+        from fewbits.report import words
+
+        def line(text: str, style: str = "") -> None:
+            console.print(Text(text, style=style))
+
+        opset = "" if self.opset is None else f" opset {self.opset}"
+        line(self.path, "bold")
+        line(f"{self.format}{opset}, {words.count(self.params)} parameters, {words.size(self.size_bytes)}")
+        for what, ports in (("in ", self.inputs), ("out", self.outputs)):
+            for port in ports:
+                line(f"  {what}  {port.name} {port.dtype}[{', '.join(map(str, port.shape))}]")
+        line(f"operators: {_operators(self.operators)}")
+        total = sum(self.bytes_by_dtype.values()) or 1
+        kinds = ", ".join(
+            f"{k} {words.size(v)} ({words.share(v / total)})" for k, v in self.bytes_by_dtype.items()
+        )
+        line(f"constants: {kinds or 'none'}")
+        share = words.share(self.share_in_layers)
+        line(f"{len(self.layers)} layers with weights in float hold {share} of the file")
+        if self.few_bits_bytes:
+            few = words.size(self.few_bits_bytes)
+            line(f"{few} of its constants have 8 bits or fewer already", "yellow")
+        if self.layers:
+            largest = sorted(self.layers, key=lambda layer: -layer.bytes)
+            console.print(_layer_table(largest[:SHOWN_LAYERS], console.width))
+            if len(largest) > SHOWN_LAYERS:
+                rest = sum(layer.bytes for layer in largest[SHOWN_LAYERS:])
+                line(
+                    f"and {len(largest) - SHOWN_LAYERS} more with {words.size(rest)} (--json lists all)\n",
+                    "dim",
+                )
+        line("What fewer bits could give, by arithmetic (fewbits compress measures it):", "bold")
+        console.print(_could_give_table(self.could_give))
+        line(self.cpu, "dim")
+
+
+def inspect(model_path: str | Path) -> Inspection:
+    """Look into a model: operators, layers, bytes per dtype, ranges, and what each preset could give.
+
+    Raises:
+        InputError: a missing, unreadable or unsupported file; NaN or Inf in a weight.
+    """
+    model = open_model(Path(model_path))
+    info, machine = model.info, cpu()
+    by_dtype = dict(model.bytes_by_dtype())
+    layers = tuple(layer for layer in info.layers if layer.weights)
+    stored = _stored(layers, by_dtype)
+    few = sum(size for dtype, size in by_dtype.items() if dtype in FEW_BITS)
+    return Inspection(
+        path=str(model_path),
+        format=model.format,
+        opset=model.opset,
+        params=model.params,
+        size_bytes=model.size_bytes,
+        inputs=tuple(map(_port, info.inputs)),
+        outputs=tuple(map(_port, info.outputs)),
+        operators=dict(model.operators()),
+        bytes_by_dtype=by_dtype,
+        layers=tuple(_layer(model, layer) for layer in layers),
+        share_in_layers=stored / model.size_bytes,
+        few_bits_bytes=few,
+        cpu=machine.describe(),
+        could_give=_could_give(model, max(0, model.size_bytes - stored), few > stored, machine),
+    )
+
+
+def _port(info: TensorInfo) -> Port:
+    return Port(name=info.name, dtype=info.dtype, shape=info.shape)
+
+
+def _layer(model: Model, layer: LayerInfo) -> LayerReport:
+    arrays = [array for weight in layer.weights if (array := model.weight(weight.name)).size]
+    magnitude = sum(float(np.abs(array).sum(dtype=np.float64)) for array in arrays) / max(1, layer.params)
+    low = min((float(array.min()) for array in arrays), default=math.nan)
+    high = max((float(array.max()) for array in arrays), default=math.nan)
+    return LayerReport(
+        name=layer.name,
+        op=layer.op,
+        shape=layer.weights[0].shape,
+        params=layer.params,
+        bytes=FLOAT_BYTES * layer.params,
+        minimum=low,
+        maximum=high,
+        abs_mean=magnitude,
+        outlier_ratio=max(-low, high) / magnitude if magnitude else None,
+    )
+
+
+def _distinct(layers: Iterable[LayerInfo]) -> dict[str, WeightInfo]:
+    """Weights by name: one that several layers share lies in the file once."""
+    return {weight.name: weight for layer in layers for weight in layer.weights}
+
+
+def _stored(layers: Sequence[LayerInfo], by_dtype: dict[str, int]) -> int:
+    """Bytes that the layers' weights take in the file as it is.
+
+    Folding turns weights that are stored in 16 bits with a Cast into float32: what the file's float32 constants
+    cannot hold of them is counted at half, as far as its 16-bit constants reach.
+    """
+    wide = FLOAT_BYTES * sum(weight.params for weight in _distinct(layers).values())
+    halves = by_dtype.get("float16", 0) + by_dtype.get("bfloat16", 0)
+    widened = min(max(0, wide - by_dtype.get("float", 0)), 2 * halves)
+    return wide - widened // 2
+
+
+def _could_give(model: Model, rest: int, packed: bool, machine: Cpu) -> tuple[CouldGive, ...]:
+    """``rest`` is what the file weighs without its layers' weights; ``packed``: most have few bits already."""
+    recipes = tuple(ResolvedRecipe(recipe) for recipe in PRESETS.values())
+    worth, _ = drafts(recipes, model.info, available(), machine, has_data=True)
+    found = []
+    for recipe in PRESETS.values():
+        size = why_not = None
+        gains: dict[str, list[str]] = {}
+        try:
+            assigned = assign(recipe, model.info)
+        except InputError as error:
+            why_not = str(error).removeprefix(f"recipe {recipe.name!r}: ")
+        else:
+            size = rest + _weights_bytes(assigned)
+            why_not = "most of its weights have 8 bits or fewer already" if packed else None
+            for draft in worth:
+                if draft.recipe is recipe and not packed:
+                    engines = gains.setdefault(_gain(recipe, assigned, draft.target, machine), [])
+                    if draft.target.engine not in engines:
+                        engines.append(draft.target.engine)
+        found.append(
+            CouldGive(
+                recipe=recipe.name,
+                description=recipe.description,
+                size_bytes=size,
+                size_ratio=None if size is None else size / model.size_bytes,
+                needs_data=recipe.needs_data,
+                needs="needs calibration data (--data FILE)" if recipe.needs_data else "needs no data",
+                gains=tuple(Gain(engines=tuple(names), what=what) for what, names in gains.items()),
+                why_not=why_not,
+            )
+        )
+    return tuple(found)
+
+
+def _weights_bytes(assigned: Sequence[Assignment]) -> int:
+    """Bytes of all layers' weights as a recipe has them; a layer that would not shrink stays in float."""
+    sizes: dict[str, int] = {}
+    for a in assigned:
+        plain = {weight.name: FLOAT_BYTES * weight.params for weight in a.layer.weights}
+        scheme = a.weights
+        if scheme is not None:
+            coded = {weight.name: stored_bytes(weight, scheme) for weight in a.layer.weights}
+            if scheme.is_float or all(coded[name] < plain[name] for name in coded):
+                sizes.update(coded)
+                continue
+        sizes.update(plain)
+    return sum(sizes.values())
+
+
+def stored_bytes(weight: WeightInfo, scheme: Scheme) -> int:
+    """Bytes of a weight's codes with their scales and zero points, or of its narrower floats."""
+    from fewbits.numerics import find, packed_size
+
+    bits = find(scheme.qtype).bits
+    codes = packed_size(weight.params, bits)
+    if scheme.is_float:
+        return codes
+    channels = 1 if scheme.per == "tensor" else weight.shape[weight.channel_axis]
+    groups = 1 if scheme.group_size is None else weight.params // channels // scheme.group_size
+    zero_points = 0 if scheme.symmetric else packed_size(channels * groups, bits)
+    return codes + FLOAT_BYTES * channels * groups + zero_points
+
+
+_PRODUCTS = {"amx_int8": "AMX", "vnni": "VNNI", "i8mm": "int8 matrix products", "dotprod": "dot products"}
+
+
+def _gain(recipe: Recipe, assigned: Sequence[Assignment], target: Target, machine: Cpu) -> str:
+    """What an engine gains on this CPU, as its capability table says."""
+    if any(a.activations is not None for a in assigned):
+        what = "smaller, and faster" if recipe.needs_data else "smaller; linear layers faster"
+        have = [word for name, word in _PRODUCTS.items() if name in machine.isa]
+        if have:
+            return f"{what} by {' and '.join(have)}"
+        if target.saturates:
+            return "smaller; int8 products by AVX2, for which weights get 7 bits"
+        return "smaller; this CPU has no instructions for int8 products"
+    packed = unpacked = 0
+    for a in assigned:
+        if a.weights is not None and a.layer.kind != "embedding":
+            stays_packed = target.weight_form(a.weights.qtype) == "dequantize"
+            packed, unpacked = (
+                packed + stays_packed * a.layer.params,
+                unpacked + (not stays_packed) * a.layer.params,
+            )
+    linear = any(
+        a.layer.kind == "linear" and a.weights is not None and not a.weights.is_float for a in assigned
+    )
+    rounds = linear and target.rounds_activations
+    if packed > unpacked:
+        what = "smaller in file and memory; faster where few rows meet large matrices"
+        return f"{what}, or it may round activations to int8" if rounds else what
+    if rounds:
+        return "a smaller file; faster where it may round activations to int8"
+    return "a smaller file, unpacked at load, so not faster"
+
+
+def _operators(operators: dict[str, int]) -> str:
+    shown = [f"{number} {op}" for op, number in list(operators.items())[:SHOWN_OPERATORS]]
+    more = len(operators) - len(shown)
+    return ", ".join(shown) + (f", and {more} kinds more" if more > 0 else "")
+
+
+def _layer_table(layers: Sequence[LayerReport], width: int) -> Table:
+    from rich.text import Text
+
+    from fewbits.report import words
+
+    rows = [
+        (
+            layer.op,
+            "x".join(map(str, layer.shape)),
+            words.count(layer.params),
+            words.size(layer.bytes),
+            *(_short(value) for value in (layer.minimum, layer.maximum, layer.abs_mean)),
+            words.NOTHING if layer.outlier_ratio is None else f"{layer.outlier_ratio:.0f}",
+        )
+        for layer in layers
+    ]
+    heads = ("op", "shape", "params", "bytes", "min", "max", "mean |w|", "max/mean")
+    taken = sum(max(len(text) for text in column) + 2 for column in zip(heads, *rows, strict=True))
+    table = _table(("layer", "op"), heads[1:])
+    for layer, row in zip(layers, rows, strict=True):
+        table.add_row(*map(Text, (_tail(layer.name, max(12, width - taken - 2)), *row)))
+    return table
+
+
+def _tail(name: str, limit: int) -> str:
+    """A name cut to ``limit`` characters from the front, since its tail tells layers apart."""
+    return name if len(name) <= limit else f"\N{HORIZONTAL ELLIPSIS}{name[1 - limit :]}"
+
+
+def _could_give_table(could_give: Sequence[CouldGive]) -> Table:
+    from rich.text import Text
+
+    from fewbits.report import words
+
+    table = _table(("recipe",), ("about", "of file"))
+    table.add_column("needs", no_wrap=True)
+    table.add_column("on this CPU", ratio=1)
+    previous = None
+    for one in could_give:
+        gains = "\n".join(f"{', '.join(gain.engines)}: {gain.what}" for gain in one.gains)
+        text = one.why_not or gains or "no installed engine gains by it"
+        if one.why_not and len(one.why_not) > SHOWN_REASON:  # it may list every layer
+            text = f"{one.why_not[: SHOWN_REASON - 1]}\N{HORIZONTAL ELLIPSIS}"
+        cells = (
+            one.recipe,
+            words.size(one.size_bytes),
+            words.share(one.size_ratio),
+            "data" if one.needs_data else "no data",
+            "the same" if text == previous else text,
+        )
+        table.add_row(*map(Text, cells), style="dim" if one.why_not else "")
+        previous = text
+    return table
+
+
+def _table(left: Sequence[str], right: Sequence[str]) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+    for head in left:
+        table.add_column(head, no_wrap=True)
+    for head in right:
+        table.add_column(head, justify="right", no_wrap=True)
+    return table
+
+
+def _short(value: float | None) -> str:
+    from fewbits.report import words
+
+    return words.NOTHING if value is None else f"{value:.3g}"
