@@ -7,17 +7,18 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from fewbits.comparison import compare, measure
+    from fewbits.comparison import compare
     from fewbits.compress import Result, compress
     from fewbits.inspection import inspect
     from fewbits.loaded import load
+    from fewbits.remeasure import measure
 
 _HOMES = {
     "compare": "fewbits.comparison",
     "compress": "fewbits.compress",
     "inspect": "fewbits.inspection",
     "load": "fewbits.loaded",
-    "measure": "fewbits.comparison",
+    "measure": "fewbits.remeasure",
     "Result": "fewbits.compress",
 }
 

@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from fewbits.errors import InputError
+from fewbits.tables import plain_table
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -36,19 +37,12 @@ def show(text: str, console: Console) -> None:
     Raises:
         InputError: as :func:`parse`.
     """
-    from rich import box
-    from rich.table import Table
     from rich.text import Text
 
     from fewbits.numerics.bits import bits_of
 
     number = parse(text)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
-    table.add_column("format", no_wrap=True)
-    for head in ("sign", "exponent", "mantissa"):
-        table.add_column(head, no_wrap=True)
-    for head in ("value", "error", "relative error"):
-        table.add_column(head, justify="right", no_wrap=True)
+    table = plain_table(("format", "sign", "exponent", "mantissa"), ("value", "error", "relative error"))
     for record in bits_of(number):
         table.add_row(*(Text(cell) for cell in _cells(record, number)))
     console.print(Text(f"{text.strip()} is {number!r} in float64"))

@@ -116,7 +116,7 @@ def measure(
     json: Json = False,
 ) -> None:
     """Measure again, on this machine, what a folder holds."""
-    from fewbits.comparison import measure as run
+    from fewbits.remeasure import measure as run
 
     with _progress() as progress:
         found = run(folder, threads=threads, progress=progress)

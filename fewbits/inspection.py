@@ -19,6 +19,7 @@ from fewbits.planning.recipe import PRESETS, Assignment, Recipe, ResolvedRecipe,
 from fewbits.planning.scheme import Scheme
 from fewbits.planning.target import Target
 from fewbits.report.record import Count, MaybeCount, Number, Record
+from fewbits.tables import plain_table, short
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -347,14 +348,14 @@ def _layer_table(layers: Sequence[LayerReport], width: int) -> Table:
             "x".join(map(str, layer.shape)),
             words.count(layer.params),
             words.size(layer.bytes),
-            *(_short(value) for value in (layer.minimum, layer.maximum, layer.abs_mean)),
+            *(short(value) for value in (layer.minimum, layer.maximum, layer.abs_mean)),
             words.NOTHING if layer.outlier_ratio is None else f"{layer.outlier_ratio:.0f}",
         )
         for layer in layers
     ]
     heads = ("op", "shape", "params", "bytes", "min", "max", "mean |w|", "max/mean")
     taken = sum(max(len(text) for text in column) + 2 for column in zip(heads, *rows, strict=True))
-    table = _table(("layer", "op"), heads[1:])
+    table = plain_table(("layer", "op"), heads[1:])
     for layer, row in zip(layers, rows, strict=True):
         table.add_row(*map(Text, (_tail(layer.name, max(12, width - taken - 2)), *row)))
     return table
@@ -370,7 +371,7 @@ def _could_give_table(could_give: Sequence[CouldGive]) -> Table:
 
     from fewbits.report import words
 
-    table = _table(("recipe",), ("about", "of file"))
+    table = plain_table(("recipe",), ("about", "of file"))
     table.add_column("needs", no_wrap=True)
     table.add_column("on this CPU", ratio=1)
     previous = None
@@ -389,21 +390,3 @@ def _could_give_table(could_give: Sequence[CouldGive]) -> Table:
         table.add_row(*map(Text, cells), style="dim" if one.why_not else "")
         previous = text
     return table
-
-
-def _table(left: Sequence[str], right: Sequence[str]) -> Table:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
-    for head in left:
-        table.add_column(head, no_wrap=True)
-    for head in right:
-        table.add_column(head, justify="right", no_wrap=True)
-    return table
-
-
-def _short(value: float | None) -> str:
-    from fewbits.report import words
-
-    return words.NOTHING if value is None else f"{value:.3g}"

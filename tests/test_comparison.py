@@ -11,8 +11,9 @@ from rich.console import Console
 
 import fewbits as fb
 from fewbits import cli
-from fewbits.comparison import compare, measure
+from fewbits.comparison import compare
 from fewbits.errors import InputError
+from fewbits.remeasure import measure
 from fewbits.report.record import Report
 
 SIZE, CLASSES, SAMPLES = 128, 10, 40
