@@ -14,12 +14,13 @@ from fewbits.numerics.checks import called, not_finite, require_floating
 from fewbits.numerics.codebook import check_books, nearest
 from fewbits.numerics.coders import Coder, Parameters, known_levels, learned_codebook, signs, ternary, uniform
 from fewbits.numerics.floats import Rounding, encode_float
-from fewbits.numerics.layout import Layout, RowBlock, block_size, layout_of
+from fewbits.numerics.layout import Block, Layout, RowBlock, block_size, layout_of
 from fewbits.numerics.levels import encode_levels, largest_step, least_error_rule, spanning_rule
 from fewbits.numerics.qtensor import QTensor
 from fewbits.numerics.qtype import QType, find
 from fewbits.numerics.sample import Sample
 from fewbits.numerics.search import Search, find_search
+from fewbits.numerics.threads import for_each
 
 
 def quantize(
@@ -67,18 +68,21 @@ def quantize(
         coder = _coder(row, search, tensor_scale)
     rows = layout.split(x)
     codes = layout.empty_rows(row.code_dtype, x.device)
-    fitted = []
-    for block in layout.row_blocks(block_size(x)):
+
+    def fit_and_encode(block: RowBlock) -> Parameters:
         sample = Sample(rows[block])
         if not all(bool(torch.isfinite(end).all()) for end in sample.ends):
             raise not_finite(x, name)
         fit = coder(sample)
-        fitted.append(fit.parameters)
-        start = 0
-        for part in sample.parts():
-            stop = start + part.shape[-1]
-            codes[block][..., start:stop] = fit.encode(part)
-            start = stop
+        target = codes[block]
+
+        def encode(part: slice) -> None:
+            target[..., part] = fit.encode(sample.part(part))
+
+        for_each(encode, sample.parts, x.device)
+        return fit.parameters
+
+    fitted = for_each(fit_and_encode, layout.row_blocks(block_size(x)), x.device)
     return _assemble(codes, row, layout, Parameters.joined(fitted), name, tensor_scale)
 
 
@@ -217,9 +221,11 @@ def _encode(x: Tensor, row: QType, layout: Layout, encode: Encode, name: str | N
     require_floating(x, name)
     rows = layout.split(x.detach())
     codes = layout.empty_rows(row.code_dtype, x.device)
-    for channels, groups, elements in layout.blocks(block_size(x)):
-        block = channels, groups, elements
-        codes[block] = encode(rows[block], (channels, groups))
+
+    def encode_block(block: Block) -> None:
+        codes[block] = encode(rows[block], block[:2])
+
+    for_each(encode_block, layout.blocks(block_size(x)), x.device)
     return codes
 
 

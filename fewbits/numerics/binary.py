@@ -61,8 +61,8 @@ def ternary_codes(rows: Tensor, threshold: Tensor) -> Tensor:
 def _mean_magnitude(sample: Sample, above: Tensor) -> Tensor:
     total = torch.zeros_like(above, dtype=torch.float64)
     count = torch.zeros_like(total)
-    for part in sample.parts():
-        size = part.abs()
+    for part in sample.parts:
+        size = sample.part(part).abs()
         kept = size > above
         total += (size * kept).sum(dim=-1, keepdim=True, dtype=torch.float64)
         count += kept.sum(dim=-1, keepdim=True)

@@ -19,7 +19,7 @@ from fewbits.errors import InputError
 from fewbits.numerics.checks import called
 from fewbits.numerics.sample import Points
 
-_EXACT = 512  # points up to which (or 4 per entry) a row is solved exactly
+_EXACT = 512  # points up to which (or 2 per entry) a row is solved exactly
 _WORK = 1 << 21  # elements of the dynamic program's tables held at a time
 _LARGEST = torch.finfo(torch.float32).max * (1 - 2**-15)  # leaves room for 256 entries above it
 _ROUNDS = 200  # Lloyd iterations at most; each row stops changing much earlier
@@ -54,9 +54,10 @@ class Nearest:
         negative = bits < 0
         lowest = torch.where(negative, bits | 0xFFFF, bits).view(torch.float32)
         highest = torch.where(negative, bits, bits | 0xFFFF).view(torch.float32)
-        # The intervals of the infinities reach into the NaNs.
-        lowest = torch.where(lowest.isnan(), -torch.inf, lowest)
-        highest = torch.where(highest.isnan(), torch.inf, highest)
+        # Beyond the infinities the patterns are NaNs, which are not looked up.
+        infinite = torch.where(negative, -torch.inf, torch.inf)
+        lowest = torch.where(lowest.isnan(), infinite, lowest)
+        highest = torch.where(highest.isnan(), infinite, highest)
         return (
             torch.searchsorted(self._middles, lowest, out_int32=True),
             torch.searchsorted(self._middles, highest, out_int32=True),
@@ -129,7 +130,7 @@ def learn(points: Points, entries: int) -> Tensor:
     distinct = int((values.diff(dim=-1) != 0).sum(dim=-1).max()) + 1
     entries = min(entries, distinct)
     books = torch.empty(values.shape[0], entries, dtype=torch.float32, device=values.device)
-    limit = max(_EXACT, 4 * entries)
+    limit = max(_EXACT, 2 * entries)
     cells = min(values.shape[-1], limit)
     step = max(1, _WORK // cells**2)
     for start in range(0, values.shape[0], step):

@@ -62,7 +62,7 @@ def load(path: str | PathLike[str]) -> dict[str, QTensor]:
         with safe_open(path, framework="pt") as file:
             described = json.loads((file.metadata() or {})[_KEY])
             stored = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+    except (OSError, SafetensorError, KeyError, json.JSONDecodeError) as error:
         raise InputError(f"{path} is not a file of QTensors: {error}") from None
     loaded = {}
     for name, description in described.items():

@@ -15,6 +15,7 @@ from torch import Tensor
 from fewbits.errors import InputError
 from fewbits.numerics.layout import block_size
 from fewbits.numerics.qtype import QType, find
+from fewbits.numerics.threads import for_each
 
 
 def packed_size(count: int, bits: int) -> int:
@@ -32,9 +33,12 @@ def pack(codes: Tensor, qtype: str | QType) -> Tensor:
     out = torch.empty(packed_size(flat.numel(), row.bits), dtype=torch.uint8, device=codes.device)
     size = block_size(codes)
     step = size * row.bits // 8
-    for number, block in enumerate(flat.split(size)):
-        target = out[number * step : (number + 1) * step]
-        target.copy_(_pack_block(block, row))
+
+    def pack_block(number: int) -> None:
+        block = flat[number * size : (number + 1) * size]
+        out[number * step : (number + 1) * step] = _pack_block(block, row)
+
+    for_each(pack_block, range(-(-flat.numel() // size)), codes.device)
     return out
 
 
@@ -53,9 +57,13 @@ def unpack(packed: Tensor, qtype: str | QType, shape: tuple[int, ...]) -> Tensor
         )
     out = torch.empty(count, dtype=row.code_dtype, device=packed.device)
     size = block_size(packed)
-    for number, block in enumerate(packed.split(size * row.bits // 8)):
+    step = size * row.bits // 8
+
+    def unpack_block(number: int) -> None:
         target = out[number * size : (number + 1) * size]
-        target.copy_(_unpack_block(block, row, target.numel()))
+        target.copy_(_unpack_block(packed[number * step : (number + 1) * step], row, target.numel()))
+
+    for_each(unpack_block, range(-(-count // size)), packed.device)
     return out.reshape(shape)
 
 

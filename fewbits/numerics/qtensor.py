@@ -10,10 +10,11 @@ from torch import Tensor
 from fewbits.errors import InputError
 from fewbits.numerics.checks import called
 from fewbits.numerics.codebook import check_books, lookup
-from fewbits.numerics.layout import Layout, RowBlock, block_size, layout_of
+from fewbits.numerics.layout import Block, Layout, RowBlock, block_size, layout_of
 from fewbits.numerics.levels import decode_levels
 from fewbits.numerics.packing import pack, packed_size
 from fewbits.numerics.qtype import QType, find
+from fewbits.numerics.threads import for_each
 
 _LARGEST = torch.finfo(torch.float32).max
 
@@ -44,7 +45,8 @@ class QTensor:
       ``()``, ``(channels,)``, ``(groups,)`` or ``(channels, groups)``, whatever the channel axis is.
       A channel is one index of ``channel_axis``, its other axes flattened in order; groups are neighbours
       within a channel.
-    - ``scale`` is finite and positive. It is None only for a plain cast and a learned codebook.
+    - ``scale`` is finite and positive (binary rows of zeros: 0). It is None only for a learned codebook and
+      for a plain cast, whose codes are the values.
     - ``free_zero_point`` (float32, in code units) takes the place of ``zero_point`` for grids whose zero need
       not be a code.
     - ``codebook`` (float32) has the parameter shape plus one axis of entries.
@@ -102,8 +104,11 @@ class QTensor:
         layout = self.layout
         out = layout.empty_rows(dtype, self.codes.device)
         codes = layout.split(self.codes)
-        for block in layout.blocks(block_size(self.codes)):
+
+        def decode(block: Block) -> None:
             out[block] = self._values(codes[block], block[:2], layout)
+
+        for_each(decode, layout.blocks(block_size(self.codes)), self.codes.device)
         return layout.join(out)
 
     def error(self, x: Tensor) -> QuantizationError:
@@ -114,19 +119,20 @@ class QTensor:
             )
         layout = self.layout
         codes, rows = layout.split(self.codes), layout.split(x.detach())
-        total = torch.zeros(3, dtype=torch.float64, device=x.device)
-        largest = torch.zeros((), device=x.device)
-        for block in layout.blocks(block_size(x)):
+
+        def compare(block: Block) -> tuple[Tensor, Tensor, Tensor, Tensor]:
             reference = rows[block].float()
             difference = self._values(codes[block], block[:2], layout).sub_(reference).abs_()
-            largest = torch.maximum(largest, difference.amax())
-            total[0] += difference.sum(dtype=torch.float64)
-            total[1] += difference.double().square_().sum()
-            total[2] += reference.double().square_().sum()
-        absolute, noise, signal = total.tolist()
+            noise, signal = difference.double().square_().sum(), reference.double().square_().sum()
+            return difference.sum(dtype=torch.float64), noise, signal, difference.amax().double()
+
+        compared = for_each(compare, layout.blocks(block_size(x)), x.device)
+        sums = torch.stack([torch.stack(parts) for parts in compared])
+        absolute, noise, signal = sums[:, :3].sum(dim=0).tolist()
+        largest = float(sums[:, 3].amax())
         sqnr = float("inf") if noise == 0 else 10 * float(torch.log10(torch.tensor(signal / noise)))
         count = x.numel()
-        return QuantizationError(absolute / count, float(largest), noise / count, sqnr)
+        return QuantizationError(absolute / count, largest, noise / count, sqnr)
 
     def _values(self, codes: Tensor, block: RowBlock, layout: Layout) -> Tensor:
         """The float32 values of a block of codes (channels, groups, length)."""
@@ -170,7 +176,13 @@ def _check(q: QTensor) -> None:
                 f"{name}: {word} has shape {tuple(parameter.shape)}, "
                 f"the layout needs {layout.parameter_shape}"
             )
-    if q.scale is not None:
+    if q.zero_point is not None and q.zero_point.is_floating_point():
+        raise InputError(f"{name}: zero points are integers, got {q.zero_point.dtype}; see free_zero_point")
+    if q.scale is None:
+        plain = row.kind in ("int", "float") and layout.parameter_shape == () and q.zero_point is None
+        if q.codebook is None and not plain:
+            raise InputError(f"{name}: {row.name} needs a scale")
+    else:
         # The closed form of a binary row of zeros is the scale 0.
         wrong = ~torch.isfinite(q.scale) | (q.scale < 0) | ((q.scale == 0) & (row.kind != "binary"))
         if bool(wrong.any()):

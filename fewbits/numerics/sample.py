@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -12,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fewbits.numerics.layout import block_size
+from fewbits.numerics.threads import for_each
 
 _CELLS = 512  # per block: cells of equal count, and as many of equal width
 
@@ -24,10 +23,14 @@ class Points:
     weights: Tensor | None
 
     def total(self, terms: Tensor) -> Tensor:
-        """The weighted sum over each row, (channels, groups, 1); ``terms`` may be overwritten."""
+        """The weighted sum over each row, (channels, groups, 1)."""
+        return (terms if self.weights is None else terms * self.weights).sum(dim=-1, keepdim=True)
+
+    def count(self) -> Tensor:
+        """How many elements each row stands for, (channels, groups, 1)."""
         if self.weights is not None:
-            terms *= self.weights
-        return terms.sum(dim=-1, keepdim=True)
+            return self.weights.sum(dim=-1, keepdim=True)
+        return torch.full_like(self.values[..., :1], self.values.shape[-1])
 
 
 class Sample:
@@ -41,13 +44,16 @@ class Sample:
         self._size = block_size(rows)
         self._long = rows.shape[-1] > self._size
 
-    def parts(self) -> Iterator[Tensor]:
-        """The rows in order, cut where they are longer than a block."""
-        if self._long:
-            for part in self._rows.split(self._size, dim=-1):
-                yield part.float()
-        else:
-            yield self._whole
+    @property
+    def parts(self) -> list[slice]:
+        """Elements of the rows that are worked on at a time."""
+        length = self._rows.shape[-1]
+        size = self._size if self._long else length
+        return [slice(start, start + size) for start in range(0, length, size)]
+
+    def part(self, elements: slice) -> Tensor:
+        """One of the parts, (channels, groups, elements) float32."""
+        return self._rows[..., elements].float() if self._long else self._whole
 
     @cached_property
     def _whole(self) -> Tensor:
@@ -56,8 +62,16 @@ class Sample:
     @cached_property
     def ends(self) -> tuple[Tensor, Tensor]:
         """The lowest and the highest value of each row, (channels, groups, 1); NaN where there is one."""
-        rows = self._rows if self._long else self._whole
-        return rows.amin(dim=-1, keepdim=True).float(), rows.amax(dim=-1, keepdim=True).float()
+
+        def ends_of(elements: slice) -> tuple[Tensor, Tensor]:
+            part = self.part(elements)
+            return part.amin(dim=-1, keepdim=True), part.amax(dim=-1, keepdim=True)
+
+        lows, highs = zip(*for_each(ends_of, self.parts, self._rows.device), strict=True)
+        if len(lows) == 1:
+            return lows[0], highs[0]
+        low, high = torch.cat(lows, dim=-1), torch.cat(highs, dim=-1)
+        return low.amin(dim=-1, keepdim=True), high.amax(dim=-1, keepdim=True)
 
     @cached_property
     def points(self) -> Points:
@@ -74,18 +88,9 @@ class Sample:
 
 def _cells(row: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """Ascending cell means and counts, float64, of one long row."""
-    threads = torch.get_num_threads()
-    blocks = row.split(size)
-    means, counts = [], []
-    with ThreadPoolExecutor(threads) as pool:
-        # A window at a time: sorted copies of all blocks together would be a copy of the tensor.
-        for start in range(0, len(blocks), threads):
-            for ascending in pool.map(_sorted, blocks[start : start + threads]):
-                mean, count = _cut(ascending)
-                means.append(mean)
-                counts.append(count)
-    values, order = torch.cat(means).sort()
-    weights = torch.cat(counts)[order]
+    cells = for_each(lambda block: _cut(_sorted(block)), row.split(size), row.device)
+    values, order = torch.cat([means for means, _ in cells]).sort()
+    weights = torch.cat([counts for _, counts in cells])[order]
     values, inverse = torch.unique_consecutive(values, return_inverse=True)
     return values, torch.zeros_like(values).index_add_(0, inverse, weights)
 
@@ -100,9 +105,9 @@ def _sorted(block: Tensor) -> Tensor:
 def _cut(ascending: Tensor) -> tuple[Tensor, Tensor]:
     """Means and counts, float64, of the cells of one sorted block."""
     count = ascending.numel()
-    changes = (ascending[1:] != ascending[:-1]).nonzero().view(-1) + 1
-    if changes.numel() <= 2 * _CELLS:
-        starts = torch.nn.functional.pad(changes, (1, 0))
+    changes = ascending[1:] != ascending[:-1]
+    if int(changes.sum()) <= 2 * _CELLS:
+        starts = torch.nn.functional.pad(changes.nonzero().view(-1) + 1, (1, 0))
         return ascending[starts].double(), _counts(starts, count)
     starts = _split_at_gaps(ascending, _starts(ascending))
     sums = torch.nn.functional.pad(ascending.cumsum(0, dtype=torch.float64), (1, 0))

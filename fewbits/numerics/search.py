@@ -136,26 +136,27 @@ def _fit_step(points: Points, step: Tensor, bounds: Bounds) -> tuple[Tensor, Ten
 class LeastSquares:
     """The grid of least mean squared error with a free zero point: it need not be a code.
 
-    From each shrunken range, rounding and a least-squares fit of step and zero point alternate.
+    ``starts`` shrink the whole range; each is judged by the error left once step and zero point are fitted to
+    its codes by least squares. From the best, rounding and fitting alternate.
     """
 
-    starts: tuple[float, ...] = tuple(0.85**k for k in range(10))
+    starts: tuple[float, ...] = tuple(0.75**k for k in range(6))
     refinements: int = 6
 
     def grid(self, sample: Sample, codes: CodeRange) -> Grid:
         """The best grid found for each row."""
         low, high = sample.ends
         scale = step_of(span(low, high, codes), low, high)
-        points = Points(sample.points.values / scale - low / scale, sample.points.weights)
+        points = Points((sample.points.values / scale).sub_(low / scale), sample.points.weights)
+        mean = points.total(points.values) / points.count()
         # Ranges shrink towards zero, or the end nearest to it, so that one-sided rows keep that end.
         center = (torch.zeros_like(low).clamp(low, high) - low) / scale
         best = _Line(torch.full_like(scale, -1.0), torch.ones_like(scale), torch.zeros_like(scale))
         for start in self.starts:
-            best = best.or_better(
-                _fit_line(points, torch.full_like(scale, start), center * (1 - start), codes)
-            )
+            line = _fit_line(points, mean, torch.full_like(scale, start), center * (1 - start), codes)
+            best = best.or_better(line)
         for _ in range(self.refinements):
-            best = best.or_better(_fit_line(points, best.step, best.offset, codes))
+            best = best.or_better(_fit_line(points, mean, best.step, best.offset, codes))
         step = (scale * best.step).clamp(min=SMALLEST_SCALE)
         return Grid(step, free_zero_point=codes.qmin - (low + best.offset * scale) / step)
 
@@ -177,12 +178,10 @@ class _Line:
         )
 
 
-def _fit_line(points: Points, step: Tensor, offset: Tensor, codes: CodeRange) -> _Line:
+def _fit_line(points: Points, mean: Tensor, step: Tensor, offset: Tensor, codes: CodeRange) -> _Line:
     """The line fitted by least squares to the codes that the given one leads to."""
-    level = (points.values - offset).div_(step).round_().clamp_(0, codes.steps)
-    count = points.total(torch.ones_like(level))
-    mean = points.total(points.values.clone()) / count
-    middle = points.total(level.clone()) / count
+    level = (points.values / step).sub_(offset / step).round_().clamp_(0, codes.steps)
+    middle = points.total(level) / points.count()
     level -= middle
     covariance = points.total(points.values * level)
     variance = points.total(level.square_())
@@ -210,7 +209,7 @@ class HalfQuadratic:
         low, high = sample.ends
         scale = step_of(span(low, high, codes), low, high)
         points = Points(sample.points.values / scale, sample.points.weights)
-        count = points.total(torch.ones_like(points.values))
+        count = points.count()
         zero = codes.qmin - low / scale
         best, least = zero, torch.full_like(scale, torch.inf)
         beta = self.beta
