@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -45,11 +46,15 @@ class Samples:
         )
 
     def batches(self, size: int) -> Iterator[tuple[Feeds, np.ndarray | None]]:
-        """Feeds of exactly ``size`` samples (fewer in the last), with their labels where the data has them.
+        """Feeds of exactly ``size`` samples, with their labels where the data has them.
+
+        The last may have fewer; it is left out where ``size`` is the number that the model always takes.
 
         Raises:
             InputError: names, dtypes or shapes are not the model's; NaN or Inf in a sample (it is named); no data.
         """
+        whole = size in {info.shape[0] for info in self.inputs if info.shape}
+        given = False
         pending: list[tuple[Feeds, np.ndarray | None]] = []
         waiting, seen = 0, 0
         for feeds, labels in self.open():
@@ -68,9 +73,15 @@ class Samples:
             while waiting >= size:
                 batch, rest = _cut(_join(pending), size)
                 yield batch
+                given = True
                 pending, waiting = ([rest], waiting - size) if waiting > size else ([], 0)
-        if waiting:
+        if waiting and not whole:
             yield _join(pending)
+        if waiting and whole and not given:
+            raise InputError(
+                f"{self.name}: {waiting} samples of {seen} are for this part, but the model takes {size} at a time; "
+                "give more, or export it with a dynamic batch"
+            )
         if not seen:
             raise InputError(f"{self.name}: no samples in it; give at least one")
 
@@ -93,12 +104,16 @@ class Samples:
             raise InputError(
                 f"{self.name}: has arrays {sorted(feeds)}, but the model's inputs are {expected}"
             )
-        count = len(next(iter(feeds.values())))
+        count = max((len(array) for array in feeds.values() if array.ndim), default=0)
         for info in self.inputs:
             array = feeds[info.name]
-            if array.ndim != len(info.shape) or any(
-                isinstance(want, int) and got != want
-                for got, want in zip(array.shape[1:], info.shape[1:], strict=True)
+            if (
+                not array.ndim
+                or array.ndim != len(info.shape)
+                or any(
+                    isinstance(want, int) and got != want
+                    for got, want in zip(array.shape[1:], info.shape[1:], strict=True)
+                )
             ):
                 raise InputError(
                     f"{self.name}: array {info.name!r} has shape {list(array.shape)}, but the model's inputs are "
@@ -121,12 +136,15 @@ class Samples:
     def _convert(self, array: np.ndarray, info: TensorInfo, expected: str) -> np.ndarray:
         if array.dtype == info.dtype:
             return array
-        if not np.can_cast(array.dtype, info.dtype, "same_kind"):
+        # Pixels as integers fit a float input without a word, and are nearly always on another scale.
+        same = np.can_cast(array.dtype, info.dtype, "same_kind")
+        if not same or (info.dtype.startswith("float") and array.dtype.kind != "f"):
             raise InputError(
                 f"{self.name}: array {info.name!r} is {array.dtype}, but the model's inputs are {expected}; "
                 "prepare the data as the model was trained with it"
             )
-        converted = array.astype(info.dtype)
+        with np.errstate(over="ignore"):
+            converted = array.astype(info.dtype)
         if info.dtype.startswith("int") and not np.array_equal(converted, array):
             raise InputError(f"{self.name}: array {info.name!r} has values that do not fit {info.dtype}")
         return converted
@@ -238,11 +256,14 @@ def _cut(
 
 ROW_BYTES = 1 << 22  # about this much of every array is read at a time
 
+UNREADABLE = (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error)
+"""What ``zipfile`` and numpy raise for a damaged, encrypted or foreign archive."""
+
 
 def _npz(path: Path, inputs: tuple[TensorInfo, ...]) -> Iterator[tuple[Feeds, np.ndarray | None]]:
     try:
         archive = zipfile.ZipFile(path)
-    except (OSError, zipfile.BadZipFile) as error:
+    except UNREADABLE as error:
         raise InputError(f"{path}: not an .npz file ({error}); write it with numpy.savez") from error
     with archive:
         members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
@@ -252,7 +273,7 @@ def _npz(path: Path, inputs: tuple[TensorInfo, ...]) -> Iterator[tuple[Feeds, np
             names = {arrays[0]: inputs[0].name}
         streams = {}
         for name, member in members.items():
-            streams[name] = _NpyStream(path, name, archive.open(member))
+            streams[name] = _NpyStream(path, name, archive, member)
         lengths = {name: stream.length for name, stream in streams.items()}
         if len(set(lengths.values())) > 1:
             raise InputError(f"{path}: arrays differ in their number of samples: {lengths}")
@@ -269,9 +290,10 @@ def _npz(path: Path, inputs: tuple[TensorInfo, ...]) -> Iterator[tuple[Feeds, np
 class _NpyStream:
     """Reads one array of an ``.npz`` a few rows at a time."""
 
-    def __init__(self, path: Path, name: str, file: BinaryIO | Any) -> None:
-        self.path, self.name, self.file = path, name, file
+    def __init__(self, path: Path, name: str, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:
+        self.path, self.name = path, name
         try:
+            self.file = file = archive.open(member)
             version = np.lib.format.read_magic(file)
             read = (
                 np.lib.format.read_array_header_1_0
@@ -279,7 +301,7 @@ class _NpyStream:
                 else np.lib.format.read_array_header_2_0
             )
             shape, fortran, self.dtype = read(file)
-        except (ValueError, OSError, zipfile.BadZipFile) as error:
+        except UNREADABLE as error:
             raise InputError(f"{path}: array {name!r} cannot be read ({error})") from error
         if self.dtype.hasobject or fortran or not shape:
             what = (
@@ -295,7 +317,7 @@ class _NpyStream:
         wanted = rows * int(np.prod(self.row_shape)) * self.dtype.itemsize
         try:
             data = self.file.read(wanted)
-        except (OSError, zipfile.BadZipFile, EOFError) as error:
+        except UNREADABLE as error:
             raise InputError(f"{self.path}: array {self.name!r} cannot be read ({error})") from error
         if len(data) < wanted:
             raise InputError(f"{self.path}: array {self.name!r} is cut short; write the file again")
