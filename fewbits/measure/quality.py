@@ -117,6 +117,10 @@ def _right(samples: Samples, output: np.ndarray, labels: np.ndarray | None) -> i
         raise InputError(
             f"{samples.name}: labels need a first output [samples, classes], but it is {output.shape}"
         )
+    if labels.ndim != 1:
+        raise InputError(
+            f"{samples.name}: labels have shape {list(labels.shape)}; give one class for each sample"
+        )
     if labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() >= output.shape[1]:
         raise InputError(
             f"{samples.name}: labels from {labels.min()} to {labels.max()} ({labels.dtype}), but the model has "
