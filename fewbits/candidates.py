@@ -92,13 +92,15 @@ def drafts(
     Where one recipe was asked for, what is wrong with it is an error; among several it is passed over.
 
     Raises:
-        InputError: the one recipe asked for needs data and there is none, or does not fit the model.
+        InputError: the one recipe asked for (or every one) needs data and there is none, or does not fit the model,
+            or is for an engine, a precision or a placement that is not here.
     """
     found: list[Draft] = []
     passed: list[str] = []
     for one in resolved:
         recipe = one.recipe
         try:
+            _check_pins(one, engines, cpu)
             if recipe.needs_data and not has_data:
                 raise InputError(f"recipe {recipe.name!r} needs calibration data; give --data FILE (an .npz)")
             assigned = assign(recipe, info)
@@ -116,7 +118,27 @@ def drafts(
             for target in _targets(one, engines, cpu)
             if len(resolved) == 1 or _worth_it(recipe, assigned, target)
         ]
+    if resolved and len(passed) == len(resolved):
+        raise InputError(passed[0])
     return tuple(found), tuple(passed)
+
+
+def _check_pins(one: ResolvedRecipe, engines: Mapping[str, Engine], cpu: Cpu) -> None:
+    """What a resolved recipe was resolved for must be here."""
+    name = one.recipe.name
+    if one.engine is not None and one.engine not in engines:
+        raise InputError(f"recipe {name!r} is for the engine {one.engine!r}; used here: {', '.join(engines)}")
+    used = [engine for engine in engines if one.engine in (None, engine)]
+    precisions = {precision: None for engine in used for precision in engines[engine].precisions(cpu)}
+    if one.precision is not None and one.precision not in precisions:
+        raise InputError(
+            f"recipe {name!r} computes in {one.precision!r}; {' and '.join(used)} here offer: {', '.join(precisions)}"
+        )
+    placements = {target.placement: None for engine in used for target in targets(engine, cpu)}
+    if one.placement is not None and one.placement not in placements:
+        raise InputError(
+            f"recipe {name!r} has the placement {one.placement!r}; {' and '.join(used)} have: {', '.join(placements)}"
+        )
 
 
 def _targets(one: ResolvedRecipe, engines: Mapping[str, Engine], cpu: Cpu) -> Iterator[Target]:
