@@ -69,7 +69,8 @@ def assign(recipe: Recipe, info: ModelInfo) -> tuple[Assignment, ...]:
 
     Raises:
         InputError: the model has no layer to quantize; a rule matches no layer (near names are listed);
-            a group size does not divide a layer's axis (every such layer is listed).
+            a group size does not divide a layer's axis (every such layer is listed); activations and weights that
+            cannot be multiplied.
     """
     if not info.layers:
         raise InputError(
@@ -85,6 +86,7 @@ def assign(recipe: Recipe, info: ModelInfo) -> tuple[Assignment, ...]:
         rule = next((r for r in recipe.rules if r.matches(layer)), Rule(match=layer.name))
         assigned.append(Assignment(layer, rule.weights, rule.activations))
     _check_groups(recipe.name, assigned)
+    _check_products(recipe.name, assigned)
     return tuple(assigned)
 
 
@@ -92,6 +94,24 @@ def _nothing_matched(recipe: str, pattern: str, layers: Iterable[LayerInfo]) -> 
     names = sorted({layer.op for layer in layers}) + [layer.name for layer in layers]
     near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.3) or names[:3]
     return f"recipe {recipe!r}: the rule {pattern!r} matches no layer and no operator; near names: {', '.join(near)}"
+
+
+def _check_products(recipe: str, assigned: Iterable[Assignment]) -> None:
+    """Codes are multiplied with codes, and only int8 ones are where activations are quantized as they come."""
+    for a in assigned:
+        if a.activations is None or not a.layer.weights:
+            continue
+        if a.weights is None or a.weights.is_float:
+            raise InputError(
+                f"recipe {recipe!r}: layer {a.layer.name!r} gets {a.activations.qtype} activations but "
+                f"{a.weights or 'float'} weights; give it integer weights, or no activations"
+            )
+        int8 = a.weights.qtype == "int8" and a.weights.symmetric and a.weights.per != "group"
+        if a.activations.dynamic and not int8:
+            raise InputError(
+                f"recipe {recipe!r}: layer {a.layer.name!r} gets dynamic activations with {a.weights.qtype} weights; "
+                "they need symmetric int8 weights, per channel or tensor"
+            )
 
 
 def _check_groups(recipe: str, assigned: Iterable[Assignment]) -> None:
@@ -247,6 +267,15 @@ def read_recipe(name_or_path: str) -> ResolvedRecipe:
         )
         for rule in parsed.rules
     )
+    for rule in rules:
+        if rule.weights is not None and rule.weights.dynamic:
+            raise InputError(
+                f"recipe {path}: rule {rule.match!r}: dynamic is for activations, not for weights"
+            )
+        if rule.activations is not None and rule.activations.per != "tensor":
+            raise InputError(
+                f"recipe {path}: rule {rule.match!r}: activations have one scale; write per = 'tensor'"
+            )
     recipe = Recipe(parsed.name, rules, parsed.description, parsed.smooth, parsed.compensate)
     return ResolvedRecipe(recipe, parsed.engine, parsed.precision, parsed.placement, parsed.seed)
 
