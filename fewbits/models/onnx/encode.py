@@ -150,7 +150,7 @@ class Encoder:
             self.constant(f"{name}_scale", _parameter(name, q, _scale(name, q))),
         ]
         if q.zero_point is not None:
-            zero_point = _parameter(name, q, q.zero_point)
+            zero_point = _parameter(name, q, q.zero_point).astype(q.codes.numpy().dtype)
             inputs.append(self.constant(f"{name}_zero_point", zero_point, q.qtype.name))
         axis = q.channel_axis
         if q.group_size is not None:
