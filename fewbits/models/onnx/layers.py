@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 RECURRENT = ("LSTM", "GRU", "RNN")
+CHECKED = frozenset(("Conv", "ConvTranspose", "Gemm", "MatMul", "Gather", "BatchNormalization", *RECURRENT))
 SCOPES = "pkg.torch.onnx.name_scopes"
 FLOAT = "FLOAT"
 
@@ -41,6 +42,19 @@ def find_layers(path: Path, graph: ir.Graph) -> tuple[LayerInfo, ...]:
             if value is not None and value.const_value is not None:
                 _check_finite(path, value)
     return tuple(found)
+
+
+def check_weights(path: Path, graph: ir.Graph) -> None:
+    """Look for NaN and Inf in a graph as it was read: folding would carry them into tensors of other names.
+
+    Raises:
+        InputError: a constant of a layer or a batch norm holds one (the tensor and the first index are named).
+    """
+    for node in graph:
+        if node.op_type in CHECKED:
+            for value in node.inputs:
+                if value is not None and value.const_value is not None:
+                    _check_finite(path, value)
 
 
 def _layer(node: ir.Node) -> LayerInfo | None:

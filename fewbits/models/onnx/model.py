@@ -12,7 +12,7 @@ import numpy as np
 from fewbits.models.model import Wanted
 from fewbits.models.onnx.apply import apply, spell_out
 from fewbits.models.onnx.fold import fold
-from fewbits.models.onnx.layers import find_layers
+from fewbits.models.onnx.layers import check_weights, find_layers
 from fewbits.models.onnx.load import OnnxSource, initializers, load
 from fewbits.models.onnx.place import place
 from fewbits.models.onnx.verify import bytes_by_dtype, read_back
@@ -119,6 +119,7 @@ class OnnxModel:
 def open_onnx(path: Path) -> OnnxModel:
     """Read an ``.onnx`` file. Raises InputError as :func:`fewbits.models.onnx.load.load` does, and for NaN weights."""
     source = load(path)
+    check_weights(path, source.model.graph)
     return OnnxModel(source, fold(source.model))
 
 
