@@ -60,7 +60,7 @@ class OnnxRuntimeEngine:
         ort = library()
         options = ort.SessionOptions()
         options.intra_op_num_threads = settings.threads
-        options.log_severity_level = 3  # errors only
+        options.log_severity_level = 4  # its errors are raised, and need not be printed as well
         options.add_session_config_entry(*_accuracy(settings))
         try:
             session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
@@ -93,7 +93,7 @@ def literal_session(path: str | Path, threads: int) -> OnnxRuntimeSession:
     ort = library()
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
-    options.log_severity_level = 3
+    options.log_severity_level = 4
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
         return OnnxRuntimeSession(
