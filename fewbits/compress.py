@@ -187,6 +187,8 @@ def compress(
 def _check(asked: Asked) -> None:
     if asked.prefer not in PREFERENCES:
         raise InputError(f"prefer is {asked.prefer!r}; allowed are {', '.join(PREFERENCES)}")
+    if asked.min_speedup is not None and not 0 <= asked.min_speedup < float("inf"):
+        raise InputError(f"min_speedup is {asked.min_speedup}; give a number such as 1.5")
     parse_drop(asked.max_drop, 100.0)
     parse_size(asked.max_size, 1)
 
@@ -210,6 +212,8 @@ def _begin(
         raise InputError("no engine is installed; run: pip install onnxruntime openvino")
     if threads is not None and threads < 1:
         raise InputError(f"threads is {threads}; give 1 or more")
+    if seed < 0:
+        raise InputError(f"seed is {seed}; give 0 or more")
     model = open_model(path)
     notes = []
     calibration = None if data is None else open_samples(data, model.info.inputs)
