@@ -165,14 +165,21 @@ def main() -> None:
     """The command ``fewbits``: a user's mistake is one line on standard error and exit code 2."""
     from fewbits.errors import FewbitsError
 
+    usage_error: Any = typer.BadParameter.__mro__[1]  # typer gives its base no public name
     try:
-        app()
+        code = app(standalone_mode=False)
     except FewbitsError as error:
         print(f"fewbits: {error}", file=sys.stderr)
         sys.exit(WRONG_INPUT)
-    except KeyboardInterrupt:
+    except usage_error as error:
+        if len(sys.argv) == 1:
+            error.show()  # no arguments at all: the help
+        else:
+            print(f"fewbits: {error.format_message()} (see --help)", file=sys.stderr)
+        sys.exit(WRONG_INPUT)
+    if code == INTERRUPTED:  # typer's answer to Ctrl-C
         print("fewbits: interrupted; nothing was written", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+    sys.exit(code or DONE)
 
 
 def _show(result: Any, json: bool) -> None:
