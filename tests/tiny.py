@@ -1,0 +1,275 @@
+"""Tiny models: graphs as ONNX text, weights drawn at random, and feeds that fit them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import numpy_helper, parser
+
+IR_OF_OPSET = {7: 3, 9: 4, 11: 6, 13: 7, 17: 8, 21: 10}
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """A graph without its header, the shapes of its weights, and the shape (or highest integer) of each input."""
+
+    text: str
+    weights: Mapping[str, tuple[int, ...]]
+    feeds: Mapping[str, tuple[tuple[int, ...], int | None]]
+    constants: Mapping[str, np.ndarray] | None = None
+
+    def proto(self, opset: int = 17, seed: int = 0, *, as_inputs: bool = False) -> onnx.ModelProto:
+        """The model, with weights of variance 1/(elements per channel), so that values keep their size."""
+        header = f'<ir_version: {IR_OF_OPSET[opset]}, opset_import: ["" : {opset}]>\n'
+        model = parser.parse_model(header + self.text)
+        rng = np.random.default_rng(seed)
+        constants = {name: normal(rng, shape) for name, shape in self.weights.items()}
+        for name, array in (constants | dict(self.constants or {})).items():
+            model.graph.initializer.append(numpy_helper.from_array(array, name))
+            if as_inputs:
+                info = onnx.helper.make_tensor_value_info(
+                    name, onnx.helper.np_dtype_to_tensor_dtype(array.dtype), array.shape
+                )
+                model.graph.input.append(info)
+        onnx.checker.check_model(model)
+        return model
+
+    def save(self, path: Path, opset: int = 17, seed: int = 0) -> Path:
+        """Write the model."""
+        onnx.save(self.proto(opset, seed), path)
+        return path
+
+    def samples(self, count: int = 32, seed: int = 1) -> dict[str, np.ndarray]:
+        """Feeds with ``count`` samples."""
+        rng = np.random.default_rng(seed)
+        return {
+            name: rng.standard_normal((count, *shape)).astype(np.float32)
+            if highest is None
+            else rng.integers(0, highest, (count, *shape))
+            for name, (shape, highest) in self.feeds.items()
+        }
+
+
+def normal(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """Weights float32 [*shape] that keep the size of what they are multiplied with."""
+    spread = (np.prod(shape) / max(shape[0], 1)) ** 0.5 if len(shape) > 1 else 4.0
+    return (rng.standard_normal(shape) / spread).astype(np.float32)
+
+
+def linear(batch: str | int = "N", width: int = 64) -> Tiny:
+    """Two MatMuls with a ReLU between."""
+    return Tiny(
+        f"g (float[{batch}, {width}] x) => (float[{batch}, 10] y) "
+        "{ h = MatMul (x, w1)  r = Relu (h)  y = MatMul (r, w2) }",
+        {"w1": (width, 64), "w2": (64, 10)},
+        {"x": ((width,), None)},
+    )
+
+
+CONV_BN = Tiny(
+    """g (float[N, 3, 8, 8] image) => (float[N, 10] logits) {
+        a = Conv <kernel_shape = [3, 3], pads = [1, 1, 1, 1]> (image, w1)
+        b = BatchNormalization (a, gain, shift, mean, variance)
+        c = Relu (b)
+        d = Conv <kernel_shape = [3, 3], strides = [2, 2], pads = [1, 1, 1, 1]> (c, w2, b2)
+        e = Relu (d)
+        p = GlobalAveragePool (e)
+        f = Flatten (p)
+        logits = Gemm <transB = 1> (f, w3, b3)
+    }""",
+    {
+        "w1": (16, 3, 3, 3),
+        "shift": (16,),
+        "mean": (16,),
+        "w2": (32, 16, 3, 3),
+        "b2": (32,),
+        "w3": (10, 32),
+        "b3": (10,),
+    },
+    {"image": ((3, 8, 8), None)},
+    {
+        "gain": np.linspace(0.5, 2, 16, dtype=np.float32),
+        "variance": np.linspace(0.5, 3, 16, dtype=np.float32),
+    },
+)
+
+RESIDUAL = Tiny(
+    """g (float[N, 8, 8, 8] x) => (float[N, 8, 4, 4] y) {
+        a = Conv <pads = [1, 1, 1, 1]> (x, w1, b1)
+        b = Relu (a)
+        c = Conv <pads = [1, 1, 1, 1]> (b, w2, b2)
+        d = Add (c, x)
+        e = Relu (d)
+        m = MaxPool <kernel_shape = [2, 2], strides = [2, 2]> (e)
+        y = Conv (m, w3, b3)
+    }""",
+    {"w1": (8, 8, 3, 3), "b1": (8,), "w2": (8, 8, 3, 3), "b2": (8,), "w3": (8, 8, 1, 1), "b3": (8,)},
+    {"x": ((8, 8, 8), None)},
+)
+
+CONV1D = Tiny(
+    """g (float[N, 4, 32] x) => (float[N, 16, 16] y) {
+        a = Conv <kernel_shape = [5], pads = [2, 2], strides = [2]> (x, w1, b1)
+        r = Relu (a)
+        y = Conv <kernel_shape = [3], pads = [2, 2], dilations = [2]> (r, w2)
+    }""",
+    {"w1": (16, 4, 5), "b1": (16,), "w2": (16, 16, 3)},
+    {"x": ((4, 32), None)},
+)
+
+GROUPED = Tiny(
+    """g (float[N, 16, 8, 8] x) => (float[N, 32, 8, 8] y) {
+        a = Conv <group = 16, pads = [1, 1, 1, 1]> (x, depthwise, b1)
+        six = Constant <value_float = 6.0> ()
+        zero = Constant <value_float = 0.0> ()
+        r = Clip (a, zero, six)
+        y = Conv <group = 4, pads = [1, 1, 1, 1]> (r, grouped, b2)
+    }""",
+    {"depthwise": (16, 1, 3, 3), "b1": (16,), "grouped": (32, 4, 3, 3), "b2": (32,)},
+    {"x": ((16, 8, 8), None)},
+)
+
+CONV_TRANSPOSE = Tiny(
+    """g (float[N, 8, 6, 6] x) => (float[N, 4, 12, 12] y) {
+        a = Conv <pads = [1, 1, 1, 1]> (x, w1, b1)
+        r = Relu (a)
+        y = ConvTranspose <strides = [2, 2], kernel_shape = [2, 2]> (r, w2, b2)
+    }""",
+    {"w1": (16, 8, 3, 3), "b1": (16,), "w2": (16, 4, 2, 2), "b2": (4,)},
+    {"x": ((8, 6, 6), None)},
+)
+
+GEMM = Tiny(
+    """g (float[N, 32] x) => (float[N, 10] y) {
+        a = Gemm (x, w1)
+        r = Relu (a)
+        c = Gemm <transB = 1> (r, w2, b2)
+        t = Tanh (c)
+        d = Gemm <transB = 1> (t, w3)
+        s = Sigmoid (d)
+        y = Gemm (s, w4, b4)
+    }""",
+    {"w1": (32, 64), "w2": (32, 64), "b2": (32,), "w3": (32, 32), "w4": (32, 10), "b4": (10,)},
+    {"x": ((32,), None)},
+)
+
+MATMUL_ADD = Tiny(
+    """g (float[N, 8, 32] x) => (float[N, 8, 32] y) {
+        a = MatMul (x, w1)
+        b = Add (a, b1)
+        r = Relu (b)
+        c = MatMul (r, w2)
+        y = Add (b2, c)
+    }""",
+    {"w1": (32, 128), "b1": (128,), "w2": (128, 32), "b2": (32,)},
+    {"x": ((8, 32), None)},
+)
+
+EMBEDDING = Tiny(
+    """g (int64[N, 8] ids) => (float[N, 8, 16] y) {
+        e = Gather (table, ids)
+        a = MatMul (e, w1)
+        r = Relu (a)
+        y = MatMul (r, w2)
+    }""",
+    {"table": (50, 32), "w1": (32, 64), "w2": (64, 16)},
+    {"ids": ((8,), 50)},
+)
+
+ATTENTION = Tiny(
+    """g (float[N, 8, 32] x) => (float[N, 8, 32] y) {
+        n = LayerNormalization (x, gain, shift)
+        q = MatMul (n, wq)
+        k = MatMul (n, wk)
+        v = MatMul (n, wv)
+        t = Transpose <perm = [0, 2, 1]> (k)
+        s = MatMul (q, t)
+        p = Softmax <axis = -1> (s)
+        o = MatMul (p, v)
+        z = MatMul (o, wo)
+        y = Add (z, x)
+    }""",
+    {"wq": (32, 32), "wk": (32, 32), "wv": (32, 32), "wo": (32, 32), "shift": (32,)},
+    {"x": ((8, 32), None)},
+    {"gain": np.linspace(0.5, 2, 32, dtype=np.float32)},
+)
+
+LSTM = Tiny(
+    """g (float[N, 6, 16] x) => (float[N, 6, 32] y, float[1, N, 32] state) {
+        t = Transpose <perm = [1, 0, 2]> (x)
+        h, state = LSTM <hidden_size = 32> (t, wx, wh, b)
+        s = Transpose <perm = [2, 0, 1, 3]> (h)
+        shape = Constant <value_ints = [0, 6, 32]> ()
+        y = Reshape (s, shape)
+    }""",
+    {"wx": (1, 128, 16), "wh": (1, 128, 32), "b": (1, 256)},
+    {"x": ((6, 16), None)},
+)
+
+SHARED = Tiny(
+    """g (float[N, 32] x) => (float[N, 32] y) {
+        a = MatMul (x, w)
+        r = Relu (a)
+        y = MatMul (r, w)
+    }""",
+    {"w": (32, 32)},
+    {"x": ((32,), None)},
+)
+
+TIED = Tiny(
+    """g (int64[N, 6] ids) => (float[N, 6, 40] y) {
+        e = Gather (table, ids)
+        a = MatMul (e, w)
+        r = Relu (a)
+        t = Transpose <perm = [1, 0]> (table)
+        y = MatMul (r, t)
+    }""",
+    {"table": (40, 32), "w": (32, 32)},
+    {"ids": ((6,), 40)},
+)
+
+TRANSPOSED = Tiny(
+    """g (float[N, 32] x) => (float[N, 24] y) {
+        t = Transpose <perm = [1, 0]> (w1)
+        a = MatMul (x, t)
+        r = Relu (a)
+        y = MatMul (r, w2)
+    }""",
+    {"w1": (64, 32), "w2": (64, 24)},
+    {"x": ((32,), None)},
+)
+
+SEVERAL = Tiny(
+    """g (float[N, 16] x, int64[N] row) => (float[N, 32] sum, int64[N] best, float[N, 32] left) {
+        left = MatMul (x, w1)
+        right = Gather (table, row)
+        sum = Add (left, right)
+        best = ArgMax <axis = 1, keepdims = 0> (sum)
+    }""",
+    {"w1": (16, 32), "table": (20, 32)},
+    {"x": ((16,), None), "row": ((), 20)},
+)
+
+MODELS: dict[str, Tiny] = {
+    "conv_bn": CONV_BN,
+    "residual": RESIDUAL,
+    "conv1d": CONV1D,
+    "grouped": GROUPED,
+    "conv_transpose": CONV_TRANSPOSE,
+    "gemm": GEMM,
+    "matmul_add": MATMUL_ADD,
+    "embedding": EMBEDDING,
+    "attention": ATTENTION,
+    "lstm": LSTM,
+    "shared": SHARED,
+    "tied": TIED,
+    "transposed": TRANSPOSED,
+    "several": SEVERAL,
+    "linear": linear(),
+    "fixed_batch": linear(batch=4),
+}
+"""Every kind of model that must go through."""
