@@ -246,8 +246,9 @@ def resident(field: str) -> int | None:
 class Worker:
     """The parent's end of a worker process."""
 
-    def __init__(self, name: str, matrices: int) -> None:
+    def __init__(self, name: str, matrices: int, extra_environment: dict[str, str] | None = None) -> None:
         environment = os.environ | {"OMP_NUM_THREADS": str(THREADS), "MKL_NUM_THREADS": str(THREADS)}
+        environment |= extra_environment or {}
         self.name, self.matrices = name, matrices
         self._process = subprocess.Popen(
             [sys.executable, "-m", "bench.numerics", "--worker", name],
@@ -287,6 +288,14 @@ class Result:
         return median(self.speeds)
 
 
+def probe(name: str) -> dict[str, Any]:
+    """Error and extra memory, in a process whose allocator gives back at once what is freed."""
+    worker = Worker(name, 1, {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"})
+    reply = worker.ask("memory")
+    worker.close()
+    return reply
+
+
 def measure(work: Work, blocks: int) -> tuple[list[Result], list[str]]:
     workers, notes = [], []
     for name in work.contestants:
@@ -296,7 +305,9 @@ def measure(work: Work, blocks: int) -> tuple[list[Result], list[str]]:
             worker.close()
         else:
             workers.append(worker)
-    about = {worker.name: worker.ask("memory") for worker in workers}  # also the warm-up
+    about = {worker.name: probe(worker.name) for worker in workers}
+    for worker in workers:
+        worker.ask("time")  # warms up
     speeds: dict[str, list[float]] = {worker.name: [] for worker in workers}
     for block in range(blocks):
         for worker in workers:

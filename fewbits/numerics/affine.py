@@ -97,13 +97,14 @@ def scale_zero_point(
 
 def fit_range(low: Tensor, high: Tensor, codes: CodeRange) -> tuple[Tensor, Tensor | None]:
     """``scale_zero_point`` for a known CodeRange, without its checks."""
-    low, high = low.clamp(max=0), high.clamp(min=0)
     if codes.symmetric:
         center = codes.center
+        # Of an end on the wrong side of zero the quotient is negative.
         scale = torch.maximum(high / (codes.qmax - center), low / (codes.qmin - center))
-        scale = step_of(scale.clamp(max=LARGEST_VALUE / (codes.qmax - center)), low, high)
+        scale = nonzero(scale.clamp_(max=LARGEST_VALUE / (codes.qmax - center)), low, high)
         return scale, torch.full_like(scale, center, dtype=torch.int32) if center else None
-    scale = step_of(span(low, high, codes), low, high)
+    low, high = low.clamp(max=0), high.clamp(min=0)
+    scale = nonzero(span(low, high, codes), low, high)
     zero_point = torch.round(codes.qmin - low / scale).clamp_(codes.qmin, codes.qmax)
     return scale, zero_point.to(torch.int32)
 
@@ -115,9 +116,10 @@ def span(low: Tensor, high: Tensor, codes: CodeRange) -> Tensor:
     return torch.where(torch.isfinite(step), step, high / codes.steps - low / codes.steps)
 
 
-def step_of(step: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """The step of a range, at least the smallest normal float32; 1 where the range has no width."""
-    return torch.where(high > low, step.clamp(min=SMALLEST_SCALE), 1.0)
+def nonzero(step: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """The step at least the smallest normal float32, in place; 1 where the range is zero alone."""
+    empty = (low == 0) & (high == 0)
+    return step.clamp_(min=SMALLEST_SCALE).masked_fill_(empty, 1.0)
 
 
 def textbook_scale(x_min: float, x_max: float, bits: int) -> float:

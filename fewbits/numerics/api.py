@@ -8,19 +8,18 @@ import torch
 from torch import Tensor
 
 from fewbits.errors import InputError
-from fewbits.numerics.affine import Grid, code_range, encode_affine, step_of, truncate
+from fewbits.numerics.affine import Grid, code_range, encode_affine, nonzero, truncate
 from fewbits.numerics.binary import best_ternary_threshold, ternary_threshold
 from fewbits.numerics.checks import called, not_finite, require_floating
 from fewbits.numerics.codebook import check_books, nearest
 from fewbits.numerics.coders import Coder, Parameters, known_levels, learned_codebook, signs, ternary, uniform
 from fewbits.numerics.floats import Rounding, encode_float
-from fewbits.numerics.layout import Block, Layout, RowBlock, block_size, layout_of
+from fewbits.numerics.layout import Layout, RowBlock, block_size, layout_of
 from fewbits.numerics.levels import encode_levels, largest_step, least_error_rule, spanning_rule
 from fewbits.numerics.qtensor import QTensor
 from fewbits.numerics.qtype import QType, find
 from fewbits.numerics.sample import Sample
 from fewbits.numerics.search import Search, find_search
-from fewbits.numerics.threads import for_each
 
 
 def quantize(
@@ -68,21 +67,15 @@ def quantize(
         coder = _coder(row, search, tensor_scale)
     rows = layout.split(x)
     codes = layout.empty_rows(row.code_dtype, x.device)
-
-    def fit_and_encode(block: RowBlock) -> Parameters:
+    fitted = []
+    for block in layout.row_blocks(block_size(x)):
         sample = Sample(rows[block])
-        if not all(bool(torch.isfinite(end).all()) for end in sample.ends):
+        if not sample.finite:
             raise not_finite(x, name)
         fit = coder(sample)
-        target = codes[block]
-
-        def encode(part: slice) -> None:
-            target[..., part] = fit.encode(sample.part(part))
-
-        for_each(encode, sample.parts, x.device)
-        return fit.parameters
-
-    fitted = for_each(fit_and_encode, layout.row_blocks(block_size(x)), x.device)
+        fitted.append(fit.parameters)
+        for part in sample.parts:
+            codes[block][..., part] = fit.encode(sample.part(part))
     return _assemble(codes, row, layout, Parameters.joined(fitted), name, tensor_scale)
 
 
@@ -221,11 +214,8 @@ def _encode(x: Tensor, row: QType, layout: Layout, encode: Encode, name: str | N
     require_floating(x, name)
     rows = layout.split(x.detach())
     codes = layout.empty_rows(row.code_dtype, x.device)
-
-    def encode_block(block: Block) -> None:
+    for block in layout.blocks(block_size(x)):
         codes[block] = encode(rows[block], block[:2])
-
-    for_each(encode_block, layout.blocks(block_size(x)), x.device)
     return codes
 
 
@@ -284,7 +274,7 @@ def _tensor_scale(x: Tensor, row: QType, name: str | None) -> Tensor | None:
     largest = torch.maximum(x.amax(), -x.amin()).float()
     if not bool(torch.isfinite(largest)):
         raise not_finite(x, name)
-    return step_of(largest / largest_step(row), -largest, largest)
+    return nonzero(largest / largest_step(row), -largest, largest)
 
 
 def _refuse_nan(x: Tensor, name: str | None) -> None:

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from fewbits.errors import InputError
-from fewbits.numerics.affine import SMALLEST_SCALE
 from fewbits.numerics.qtype import FloatFormat, QType, find
 
 Rounding = Literal["nearest", "up", "down"]
@@ -140,7 +139,7 @@ def decode_scale(codes: Tensor, row: QType, tensor_scale: Tensor | None) -> Tens
 
 
 def stored_scale(scale: Tensor, row: QType, tensor_scale: Tensor | None = None) -> Tensor:
-    """A scale as the row's scale type holds it: rounded to nearest, never zero."""
+    """A positive scale as the row's scale type holds it: rounded to nearest, never zero."""
     if row.scale_type is None:
-        return scale.clamp(min=SMALLEST_SCALE)
+        return scale
     return decode_scale(encode_scale(scale, row, tensor_scale), row, tensor_scale)

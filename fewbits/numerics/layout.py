@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fewbits.errors import InputError
 
-_CPU_BLOCK = 1 << 18  # a float32 block and its temporaries stay in the cache
+_CPU_BLOCK = 1 << 19  # few enough for the cache, many enough for the threads torch splits them among
 _DEVICE_BLOCK = 1 << 24  # an accelerator wants few, large launches
 
 RowBlock = tuple[slice, slice]

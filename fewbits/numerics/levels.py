@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fewbits.errors import InputError
-from fewbits.numerics.affine import LARGEST_VALUE, SMALLEST_SCALE, step_of
+from fewbits.numerics.affine import LARGEST_VALUE, SMALLEST_SCALE, nonzero
 from fewbits.numerics.codebook import Nearest
 from fewbits.numerics.floats import decode_float, encode_float, format_of, stored_scale
 from fewbits.numerics.qtype import QType, find
@@ -88,7 +88,7 @@ def _spanning(sample: Sample, row: QType) -> Tensor:
     low, high = sample.ends
     bottom, top = reach(row)
     scale = torch.maximum(high / top, low / bottom).clamp(max=LARGEST_VALUE / max(top, -bottom, 1.0))
-    return step_of(scale, low.clamp(max=0), high.clamp(min=0))
+    return nonzero(scale, low.clamp(max=0), high.clamp(min=0))
 
 
 def _stored(scale: Tensor, row: QType, tensor_scale: Tensor | None) -> Tensor:

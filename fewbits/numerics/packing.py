@@ -15,7 +15,6 @@ from torch import Tensor
 from fewbits.errors import InputError
 from fewbits.numerics.layout import block_size
 from fewbits.numerics.qtype import QType, find
-from fewbits.numerics.threads import for_each
 
 
 def packed_size(count: int, bits: int) -> int:
@@ -31,14 +30,10 @@ def pack(codes: Tensor, qtype: str | QType) -> Tensor:
     row = find(qtype)
     flat = codes.reshape(-1)
     out = torch.empty(packed_size(flat.numel(), row.bits), dtype=torch.uint8, device=codes.device)
-    size = block_size(codes)
+    size = 4 * block_size(codes)  # codes of one byte
     step = size * row.bits // 8
-
-    def pack_block(number: int) -> None:
-        block = flat[number * size : (number + 1) * size]
+    for number, block in enumerate(flat.split(size)):
         out[number * step : (number + 1) * step] = _pack_block(block, row)
-
-    for_each(pack_block, range(-(-flat.numel() // size)), codes.device)
     return out
 
 
@@ -56,14 +51,11 @@ def unpack(packed: Tensor, qtype: str | QType, shape: tuple[int, ...]) -> Tensor
             f"got {tuple(packed.shape)} {packed.dtype}"
         )
     out = torch.empty(count, dtype=row.code_dtype, device=packed.device)
-    size = block_size(packed)
+    size = 4 * block_size(packed)
     step = size * row.bits // 8
-
-    def unpack_block(number: int) -> None:
+    for number, block in enumerate(packed.split(step)):
         target = out[number * size : (number + 1) * size]
-        target.copy_(_unpack_block(packed[number * step : (number + 1) * step], row, target.numel()))
-
-    for_each(unpack_block, range(-(-count // size)), packed.device)
+        target.copy_(_unpack_block(block, row, target.numel()))
     return out.reshape(shape)
 
 
@@ -72,14 +64,12 @@ def _pack_block(codes: Tensor, row: QType) -> Tensor:
         return codes.to(row.code_dtype).contiguous().view(torch.uint8)
     if row.kind == "binary":
         codes = codes > 0
-    fields = codes.to(torch.uint8)
     if row.bits == 8:
-        return fields
-    if row.signed and row.kind != "binary":
-        fields &= (1 << row.bits) - 1
+        return codes.to(torch.uint8)
+    fields = codes.to(row.code_dtype).view(torch.uint8)
     if 8 % row.bits == 0:
         return _pack_within_bytes(fields, row.bits)
-    return _pack_across_bytes(fields, row.bits)
+    return _pack_across_bytes(fields & ((1 << row.bits) - 1), row.bits)
 
 
 def _unpack_block(packed: Tensor, row: QType, count: int) -> Tensor:
@@ -103,19 +93,32 @@ def _pad(flat: Tensor, multiple: int) -> Tensor:
     return torch.nn.functional.pad(flat, (0, missing)) if missing else flat
 
 
+# The word that holds the codes of one byte, one code in each of its bytes (the first in the lowest, as on
+# every host that torch runs on), and the shifts that fold its upper half onto its lower, down to one byte.
+_WORDS = {1: (torch.int64, (7, 14, 28)), 2: (torch.int32, (6, 12)), 4: (torch.int16, (4,))}
+
+
 def _pack_within_bytes(fields: Tensor, bits: int) -> Tensor:
-    """1, 2 and 4 bits: whole codes per byte, folded in halves inside 64-bit words."""
-    per_byte = 8 // bits
-    columns = _pad(fields, per_byte).view(-1, per_byte)
-    out = columns[:, 0].clone()
-    for place in range(1, per_byte):
-        out |= columns[:, place] << (place * bits)
-    return out
+    """1, 2 and 4 bits: a word of bytes is folded into its lowest byte."""
+    dtype, shifts = _WORDS[bits]
+    words = _pad(fields, 8 // bits).view(dtype) & _mask(bits)
+    for shift in shifts:
+        words |= words >> shift
+    return words.to(torch.uint8)
 
 
 def _unpack_within_bytes(packed: Tensor, bits: int) -> Tensor:
-    mask = (1 << bits) - 1
-    return torch.stack([(packed >> shift) & mask for shift in range(0, 8, bits)], dim=1).view(-1)
+    dtype, shifts = _WORDS[bits]
+    words = packed.to(dtype)
+    for shift in reversed(shifts):
+        words |= words << shift
+    words &= _mask(bits)
+    return words.view(torch.uint8)
+
+
+def _mask(bits: int) -> int:
+    """A code's bits set in each byte of a word."""
+    return int.from_bytes(bytes([(1 << bits) - 1]) * (8 // bits), "little")
 
 
 def _pack_across_bytes(fields: Tensor, bits: int) -> Tensor:

@@ -10,11 +10,10 @@ from torch import Tensor
 from fewbits.errors import InputError
 from fewbits.numerics.checks import called
 from fewbits.numerics.codebook import check_books, lookup
-from fewbits.numerics.layout import Block, Layout, RowBlock, block_size, layout_of
+from fewbits.numerics.layout import Layout, RowBlock, block_size, layout_of
 from fewbits.numerics.levels import decode_levels
 from fewbits.numerics.packing import pack, packed_size
 from fewbits.numerics.qtype import QType, find
-from fewbits.numerics.threads import for_each
 
 _LARGEST = torch.finfo(torch.float32).max
 
@@ -104,11 +103,8 @@ class QTensor:
         layout = self.layout
         out = layout.empty_rows(dtype, self.codes.device)
         codes = layout.split(self.codes)
-
-        def decode(block: Block) -> None:
+        for block in layout.blocks(block_size(self.codes)):
             out[block] = self._values(codes[block], block[:2], layout)
-
-        for_each(decode, layout.blocks(block_size(self.codes)), self.codes.device)
         return layout.join(out)
 
     def error(self, x: Tensor) -> QuantizationError:
@@ -119,14 +115,12 @@ class QTensor:
             )
         layout = self.layout
         codes, rows = layout.split(self.codes), layout.split(x.detach())
-
-        def compare(block: Block) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        compared = []
+        for block in layout.blocks(block_size(x)):
             reference = rows[block].float()
             difference = self._values(codes[block], block[:2], layout).sub_(reference).abs_()
             noise, signal = difference.double().square_().sum(), reference.double().square_().sum()
-            return difference.sum(dtype=torch.float64), noise, signal, difference.amax().double()
-
-        compared = for_each(compare, layout.blocks(block_size(x)), x.device)
+            compared.append((difference.sum(dtype=torch.float64), noise, signal, difference.amax().double()))
         sums = torch.stack([torch.stack(parts) for parts in compared])
         absolute, noise, signal = sums[:, :3].sum(dim=0).tolist()
         largest = float(sums[:, 3].amax())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -10,7 +12,6 @@ import torch
 from torch import Tensor
 
 from fewbits.numerics.layout import block_size
-from fewbits.numerics.threads import for_each
 
 _CELLS = 512  # per block: cells of equal count, and as many of equal width
 
@@ -62,16 +63,17 @@ class Sample:
     @cached_property
     def ends(self) -> tuple[Tensor, Tensor]:
         """The lowest and the highest value of each row, (channels, groups, 1); NaN where there is one."""
+        rows = self._rows if self._long else self._whole
+        return rows.amin(dim=-1, keepdim=True).float(), rows.amax(dim=-1, keepdim=True).float()
 
-        def ends_of(elements: slice) -> tuple[Tensor, Tensor]:
-            part = self.part(elements)
-            return part.amin(dim=-1, keepdim=True), part.amax(dim=-1, keepdim=True)
-
-        lows, highs = zip(*for_each(ends_of, self.parts, self._rows.device), strict=True)
-        if len(lows) == 1:
-            return lows[0], highs[0]
-        low, high = torch.cat(lows, dim=-1), torch.cat(highs, dim=-1)
-        return low.amin(dim=-1, keepdim=True), high.amax(dim=-1, keepdim=True)
+    @property
+    def finite(self) -> bool:
+        """Whether every value is finite."""
+        low, high = self.ends
+        # One sum tells, unless it overflows; then the ends are looked at.
+        return math.isfinite(float((high - low).sum())) or all(
+            bool(torch.isfinite(end).all()) for end in (low, high)
+        )
 
     @cached_property
     def points(self) -> Points:
@@ -88,7 +90,13 @@ class Sample:
 
 def _cells(row: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """Ascending cell means and counts, float64, of one long row."""
-    cells = for_each(lambda block: _cut(_sorted(block)), row.split(size), row.device)
+    threads = torch.get_num_threads()
+    blocks = row.split(size)
+    cells = []
+    with ThreadPoolExecutor(threads) as pool:
+        # A few at a time: all the sorted blocks together would be a copy of the tensor.
+        for start in range(0, len(blocks), threads):
+            cells += [_cut(ascending) for ascending in pool.map(_sorted, blocks[start : start + threads])]
     values, order = torch.cat([means for means, _ in cells]).sort()
     weights = torch.cat([counts for _, counts in cells])[order]
     values, inverse = torch.unique_consecutive(values, return_inverse=True)
@@ -99,7 +107,7 @@ def _sorted(block: Tensor) -> Tensor:
     block = block.float()
     if block.device.type != "cpu":
         return block.sort().values
-    return torch.from_numpy(np.sort(block.numpy()))  # several times faster than torch's on a CPU
+    return torch.from_numpy(np.sort(block.numpy()))  # on a CPU several times faster than torch's
 
 
 def _cut(ascending: Tensor) -> tuple[Tensor, Tensor]:
@@ -110,9 +118,16 @@ def _cut(ascending: Tensor) -> tuple[Tensor, Tensor]:
         starts = torch.nn.functional.pad(changes.nonzero().view(-1) + 1, (1, 0))
         return ascending[starts].double(), _counts(starts, count)
     starts = _split_at_gaps(ascending, _starts(ascending))
-    sums = torch.nn.functional.pad(ascending.cumsum(0, dtype=torch.float64), (1, 0))
     counts = _counts(starts, count)
-    return sums[torch.nn.functional.pad(starts, (0, 1), value=count)].diff() / counts, counts
+    return _sums(ascending, starts) / counts, counts
+
+
+def _sums(ascending: Tensor, starts: Tensor) -> Tensor:
+    """The sum of each cell, float64."""
+    if ascending.device.type == "cpu":  # many times faster than running sums
+        return torch.from_numpy(np.add.reduceat(ascending.numpy(), starts.numpy(), dtype=np.float64))
+    sums = torch.nn.functional.pad(ascending.cumsum(0, dtype=torch.float64), (1, 0))
+    return sums[torch.nn.functional.pad(starts, (0, 1), value=ascending.numel())].diff()
 
 
 def _counts(starts: Tensor, count: int) -> Tensor:

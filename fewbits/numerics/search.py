@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fewbits.errors import InputError
-from fewbits.numerics.affine import SMALLEST_SCALE, CodeRange, Grid, fit_range, span, step_of
+from fewbits.numerics.affine import SMALLEST_SCALE, CodeRange, Grid, fit_range, nonzero, span
 from fewbits.numerics.sample import Points, Sample
 
 
@@ -27,11 +27,11 @@ def spanning(low: Tensor, high: Tensor, codes: CodeRange) -> Grid:
     A row of one value c is then ``c * 1`` and exact, which ``c / qmax * qmax`` is not.
     """
     scale, zero_point = fit_range(low, high, codes)
-    constant = (low == high) & (low != 0)
-    magnitude = low.abs().clamp(min=SMALLEST_SCALE)
-    scale = torch.where(constant, magnitude, scale)
-    if zero_point is not None and not codes.symmetric:
-        zero_point = torch.where(constant, codes.qmin + (low < 0).int(), zero_point)
+    constant = low == high
+    if bool(constant.any()):
+        scale = torch.where(constant, nonzero(low.abs(), low, high), scale)
+        if zero_point is not None and not codes.symmetric:
+            zero_point = torch.where(constant, codes.qmin + (low < 0).int(), zero_point)
     return Grid(scale, zero_point)
 
 
@@ -146,7 +146,7 @@ class LeastSquares:
     def grid(self, sample: Sample, codes: CodeRange) -> Grid:
         """The best grid found for each row."""
         low, high = sample.ends
-        scale = step_of(span(low, high, codes), low, high)
+        scale = span(low, high, codes).clamp_(min=SMALLEST_SCALE).masked_fill_(low == high, 1.0)
         points = Points((sample.points.values / scale).sub_(low / scale), sample.points.weights)
         mean = points.total(points.values) / points.count()
         # Ranges shrink towards zero, or the end nearest to it, so that one-sided rows keep that end.
@@ -207,7 +207,7 @@ class HalfQuadratic:
     def grid(self, sample: Sample, codes: CodeRange) -> Grid:
         """The grid of each row whose mean absolute error was the least on the way."""
         low, high = sample.ends
-        scale = step_of(span(low, high, codes), low, high)
+        scale = span(low, high, codes).clamp_(min=SMALLEST_SCALE).masked_fill_(low == high, 1.0)
         points = Points(sample.points.values / scale, sample.points.weights)
         count = points.count()
         zero = codes.qmin - low / scale

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import multiprocessing
 from dataclasses import replace
 
 import pytest
@@ -12,7 +11,6 @@ from safetensors.torch import load_file, save_file
 
 from fewbits.errors import InputError
 from fewbits.numerics import QTensor, QType, cast, find, load, quantize, quantize_with, register, save, table
-from fewbits.numerics.threads import for_each
 
 X = torch.randn(6, 32, generator=torch.Generator().manual_seed(0))
 
@@ -224,33 +222,3 @@ def test_bad_input_is_one_clear_line():
         with pytest.raises(InputError, match=message) as raised:
             call()
         assert "\n" not in str(raised.value)
-
-
-def test_threads_keep_order_and_raise():
-    device = torch.device("cpu")
-    nested = for_each(lambda n: sum(for_each(lambda m: n * m, range(3), device)), range(50), device)
-    assert nested == [3 * n for n in range(50)]
-    before = torch.get_num_threads()
-    with pytest.raises(ZeroDivisionError):
-        for_each(lambda n: 1 // n, [1, 0], device)
-    assert torch.get_num_threads() == before
-
-
-def _in_a_fork(x: torch.Tensor, results) -> None:
-    results.put(quantize(x, "int8").codes[::1000].tolist())
-
-
-@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="needs fork")
-def test_a_forked_process_has_threads_of_its_own():
-    x = torch.randn(600_000)
-    expected = quantize(x, "int8").codes[::1000].tolist()
-    context = multiprocessing.get_context("fork")
-    results = context.SimpleQueue()
-    process = context.Process(target=_in_a_fork, args=(x, results))
-    process.start()
-    process.join(60)
-    if process.is_alive():
-        process.kill()
-        process.join()
-    assert process.exitcode == 0
-    assert results.get() == expected
