@@ -30,7 +30,7 @@ def pack(codes: Tensor, qtype: str | QType) -> Tensor:
     row = find(qtype)
     flat = codes.reshape(-1)
     out = torch.empty(packed_size(flat.numel(), row.bits), dtype=torch.uint8, device=codes.device)
-    size = 4 * block_size(codes)  # codes of one byte
+    size = block_size(codes)
     step = size * row.bits // 8
     for number, block in enumerate(flat.split(size)):
         out[number * step : (number + 1) * step] = _pack_block(block, row)
@@ -51,7 +51,7 @@ def unpack(packed: Tensor, qtype: str | QType, shape: tuple[int, ...]) -> Tensor
             f"got {tuple(packed.shape)} {packed.dtype}"
         )
     out = torch.empty(count, dtype=row.code_dtype, device=packed.device)
-    size = 4 * block_size(packed)
+    size = block_size(packed)
     step = size * row.bits // 8
     for number, block in enumerate(packed.split(step)):
         target = out[number * size : (number + 1) * size]
@@ -60,37 +60,34 @@ def unpack(packed: Tensor, qtype: str | QType, shape: tuple[int, ...]) -> Tensor
 
 
 def _pack_block(codes: Tensor, row: QType) -> Tensor:
-    if row.bits == 16:
-        return codes.to(row.code_dtype).contiguous().view(torch.uint8)
     if row.kind == "binary":
         codes = codes > 0
-    if row.bits == 8:
-        return codes.to(torch.uint8)
-    fields = codes.to(row.code_dtype).view(torch.uint8)
+    codes = codes.to(row.code_dtype).contiguous()
+    if row.bits in (8, 16):
+        return codes.view(torch.uint8)
     if 8 % row.bits == 0:
-        return _pack_within_bytes(fields, row.bits)
-    return _pack_across_bytes(fields & ((1 << row.bits) - 1), row.bits)
+        return _pack_within_bytes(codes.view(torch.uint8), row.bits)
+    fields = codes.view(torch.uint8) if row.bits < 8 else codes.int()
+    shifts = torch.arange(row.bits, dtype=fields.dtype, device=codes.device)
+    bits = ((fields.unsqueeze(-1) >> shifts) & 1).to(torch.uint8)
+    return _pack_within_bytes(bits.view(-1), 1)
 
 
 def _unpack_block(packed: Tensor, row: QType, count: int) -> Tensor:
-    if row.bits == 16:
+    if row.bits in (8, 16):
         return packed.contiguous().view(row.code_dtype)
-    if row.bits == 8:
-        return packed.view(row.code_dtype)
-    unpack_fields = _unpack_within_bytes if 8 % row.bits == 0 else _unpack_across_bytes
-    fields = unpack_fields(packed, row.bits)[:count]
+    if 8 % row.bits == 0:
+        fields = _unpack_within_bytes(packed, row.bits)[:count].int()
+    else:
+        bits = _unpack_within_bytes(packed, 1)[: count * row.bits].view(count, row.bits)
+        shifts = torch.arange(row.bits, dtype=torch.int32, device=packed.device)
+        fields = (bits << shifts).sum(dim=-1, dtype=torch.int32)
     if row.kind == "binary":
-        return fields.to(torch.int8).mul_(2).sub_(1)
+        return fields * 2 - 1
     if not row.signed:
         return fields
-    # Shifting the field to the top of the byte and back repeats its sign bit.
-    shift = 8 - row.bits
-    return (fields << shift).view(torch.int8) >> shift
-
-
-def _pad(flat: Tensor, multiple: int) -> Tensor:
-    missing = -flat.numel() % multiple
-    return torch.nn.functional.pad(flat, (0, missing)) if missing else flat
+    # Shifting the field to the top of the word and back repeats its sign bit.
+    return (fields << (32 - row.bits)) >> (32 - row.bits)
 
 
 # The word that holds the codes of one byte, one code in each of its bytes (the first in the lowest, as on
@@ -99,9 +96,10 @@ _WORDS = {1: (torch.int64, (7, 14, 28)), 2: (torch.int32, (6, 12)), 4: (torch.in
 
 
 def _pack_within_bytes(fields: Tensor, bits: int) -> Tensor:
-    """1, 2 and 4 bits: a word of bytes is folded into its lowest byte."""
+    """1, 2 and 4 bits, from uint8: a word of bytes is folded into its lowest byte."""
     dtype, shifts = _WORDS[bits]
-    words = _pad(fields, 8 // bits).view(dtype) & _mask(bits)
+    missing = -fields.numel() % (8 // bits)
+    words = torch.nn.functional.pad(fields, (0, missing)).view(dtype) & _mask(bits)
     for shift in shifts:
         words |= words >> shift
     return words.to(torch.uint8)
@@ -119,24 +117,3 @@ def _unpack_within_bytes(packed: Tensor, bits: int) -> Tensor:
 def _mask(bits: int) -> int:
     """A code's bits set in each byte of a word."""
     return int.from_bytes(bytes([(1 << bits) - 1]) * (8 // bits), "little")
-
-
-def _pack_across_bytes(fields: Tensor, bits: int) -> Tensor:
-    """3, 5, 6 and 7 bits: eight codes make one 64-bit word, of which the low ``bits`` bytes are kept."""
-    size = packed_size(fields.numel(), bits)
-    columns = _pad(fields, 8).view(-1, 8)
-    words = columns[:, 0].to(torch.int64)
-    for place in range(1, 8):
-        words |= columns[:, place].to(torch.int64) << (place * bits)
-    kept = torch.stack([(words >> shift) & 255 for shift in range(0, 8 * bits, 8)], dim=1)
-    return kept.to(torch.uint8).view(-1)[:size]
-
-
-def _unpack_across_bytes(packed: Tensor, bits: int) -> Tensor:
-    columns = _pad(packed, bits).view(-1, bits)
-    words = columns[:, 0].to(torch.int64)
-    for place in range(1, bits):
-        words |= columns[:, place].to(torch.int64) << (place * 8)
-    mask = (1 << bits) - 1
-    fields = torch.stack([(words >> shift) & mask for shift in range(0, 8 * bits, bits)], dim=1)
-    return fields.to(torch.uint8).view(-1)

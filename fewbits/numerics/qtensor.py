@@ -191,6 +191,8 @@ def _check(q: QTensor) -> None:
 
 
 def _check_range(codes: Tensor, lowest: int, highest: int, what: str, row: QType) -> None:
+    if codes.dtype == torch.uint16:  # which torch does not compare
+        codes = codes.int()
     low, high = (int(end) for end in codes.aminmax())
     if low < lowest or high > highest:
         worst = low if low < lowest else high

@@ -13,8 +13,21 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from fewbits.errors import InputError
-from fewbits.numerics import QTensor, find, pack, packed_size, quantize_with, table, unpack
+from fewbits.numerics import (
+    QTensor,
+    QType,
+    find,
+    pack,
+    packed_size,
+    quantize,
+    quantize_with,
+    register,
+    table,
+    unpack,
+)
 
+register(QType("int11", "int", 11, -1024, 1023))
+register(QType("uint13", "int", 13, 0, 8191))
 ROWS = [row.name for row in table()]
 
 
@@ -131,3 +144,13 @@ def test_wrong_sizes():
         unpack(torch.zeros(2, dtype=torch.uint8), "int4", (5,))
     with pytest.raises(InputError, match="int32"):
         unpack(torch.zeros(3, dtype=torch.int32), "int4", (5,))
+
+
+def test_rows_of_unusual_widths_quantize_too():
+    x = torch.randn(5, 7)
+    q = quantize(x, "uint13", channel_axis=0)
+    assert q.codes.dtype == torch.uint16
+    assert q.error(x).sqnr_db > 70
+    assert torch.equal(unpack(q.packed(), "uint13", (5, 7)), q.codes)
+    with pytest.raises(InputError, match="code 8192 is out of range"):
+        QTensor(torch.full((2,), 8192).to(torch.uint16), find("uint13"), torch.tensor(1.0))
