@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fewbits.models.onnx.encode import Encoder, gather_rows, narrow
+from fewbits.models.onnx.names import stems
 from fewbits.planning.plan import ActivationPlan, LayerPlan, Plan
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-LayerWriter = Callable[[Encoder, Plan, LayerPlan, "ir.Node"], None]
+Stems = Mapping[tuple[str, str], str]
+LayerWriter = Callable[[Encoder, Plan, LayerPlan, "ir.Node", Stems], None]
 
 
 def apply(folded: ir.Model, plan: Plan) -> ir.Model:
@@ -35,10 +37,10 @@ def _rewritten(folded: ir.Model, plan: Plan, write_layer: LayerWriter) -> ir.Mod
 
     model = folded.clone()
     nodes = {node.name: node for node in model.graph}
-    encoder = Encoder(model.graph)
+    encoder, names = Encoder(model.graph), stems(plan)
     for layer in plan.layers:
         if layer.weights:
-            write_layer(encoder, plan, layer, nodes[layer.node])
+            write_layer(encoder, plan, layer, nodes[layer.node], names)
     for activation in plan.activations:
         _write_activation(encoder, activation, nodes)
     model.graph.sort()
@@ -46,31 +48,34 @@ def _rewritten(folded: ir.Model, plan: Plan, write_layer: LayerWriter) -> ir.Mod
     return model
 
 
-def _write_codes(encoder: Encoder, plan: Plan, layer: LayerPlan, node: ir.Node) -> None:
+def _write_codes(encoder: Encoder, plan: Plan, layer: LayerPlan, node: ir.Node, names: Stems) -> None:
     if layer.op == "Gather":
-        _replace_result(node, gather_rows(encoder, layer.weights[0], node))
+        stem = names[layer.node, layer.weights[0].name]
+        _replace_result(node, gather_rows(encoder, stem, layer.weights[0], node))
         return
     if layer.dynamic and plan.target.dynamic_int8:
-        _write_dynamic(encoder, layer, node)
+        _write_dynamic(encoder, layer, node, names)
         return
     for weight in layer.weights:
         form = "dequantize" if layer.static else plan.target.weight_form(weight.scheme.qtype)
         index = next(i for i, v in enumerate(node.inputs) if v is not None and v.name == weight.name)
         like = node.inputs[index]
         assert like is not None
-        node.replace_input_with(index, encoder.weight(weight, form or "dequantize", node, like))
+        stem = names[layer.node, weight.name]
+        node.replace_input_with(index, encoder.weight(stem, weight, form or "dequantize", node, like))
     if layer.bias is not None:
         _write_bias(encoder, layer, node)
 
 
-def _write_dynamic(encoder: Encoder, layer: LayerPlan, node: ir.Node) -> None:
-    result = encoder.dynamic(layer.weights[0], node)
+def _write_dynamic(encoder: Encoder, layer: LayerPlan, node: ir.Node, names: Stems) -> None:
+    weight = layer.weights[0]
+    result = encoder.dynamic(names[layer.node, weight.name], weight, node)
     if node.op_type == "Gemm" and len(node.inputs) > 2 and node.inputs[2] is not None:
         result = encoder.node("Add", [result, node.inputs[2]], node, f"{result.name}_biased", node.outputs[0])
     _replace_result(node, result)
 
 
-def _write_numbers(encoder: Encoder, plan: Plan, layer: LayerPlan, node: ir.Node) -> None:
+def _write_numbers(encoder: Encoder, plan: Plan, layer: LayerPlan, node: ir.Node, names: Stems) -> None:
     for weight in layer.weights:
         values = (
             weight.codes.dequantize().numpy()

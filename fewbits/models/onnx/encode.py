@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fewbits.errors import InputError
+from fewbits.models.onnx.names import Names
 from fewbits.planning.plan import ActivationPlan, WeightPlan
 from fewbits.planning.target import WeightForm
 
@@ -31,22 +32,30 @@ ONNX_TYPES = {
 
 
 class Encoder:
-    """Adds constants and nodes to one graph; their names derive from the tensor's, and a second use is the first."""
+    """Adds constants and nodes to one graph.
+
+    Their names derive from the tensor's. What is asked for by the same name again is the same value: names stand for
+    one meaning each, and never for a tensor that the graph had before.
+    """
 
     def __init__(self, graph: ir.Graph) -> None:
         self.graph = graph
+        self._names = Names(graph)
+        self._made: dict[str, ir.Value] = {}
         self._dynamic: dict[ir.Value, tuple[ir.Value, ir.Value, ir.Value]] = {}
 
     def constant(self, name: str, array: np.ndarray, qtype: str | None = None) -> ir.Value:
         """An initializer of that name; ``qtype`` for formats that numpy lacks."""
         import onnx_ir as ir
 
-        if name in self.graph.initializers:
-            return self.graph.initializers[name]
+        name = self._names(name)
+        if name in self._made:
+            return self._made[name]
         dtype = ir.DataType[ONNX_TYPES[qtype]] if qtype else ir.DataType.from_numpy(array.dtype)
         tensor = ir.Tensor(array, dtype=dtype, shape=ir.Shape(array.shape), name=name)
         value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(dtype), const_value=tensor)
         self.graph.register_initializer(value)
+        self._made[name] = value
         return value
 
     def node(
@@ -65,12 +74,16 @@ class Encoder:
         """
         import onnx_ir as ir
 
+        name = self._names(name)
+        if name in self._made:
+            return self._made[name]
         given = {key: value for key, value in attributes.items() if value is not None}
         kind = ir.TensorType(ir.DataType[ONNX_TYPES[qtype]]) if qtype else like.type
         result = ir.Value(name=name, shape=like.shape, type=kind)
         self.graph.insert_before(
             before, ir.node(op, inputs, attributes=given, outputs=[result], name=f"{name}_{op}")
         )
+        self._made[name] = result
         return result
 
     def activation(self, plan: ActivationPlan, value: ir.Value, before: ir.Node) -> ir.Value:
@@ -92,28 +105,33 @@ class Encoder:
         step = self.constant(f"{name}_scale", scale.astype(np.float32))
         return self.node("DequantizeLinear", [codes, step], before, f"{name}_f32", step, axis=0)
 
-    def weight(self, plan: WeightPlan, form: WeightForm, before: ir.Node, like: ir.Value) -> ir.Value:
-        """What a weight's reader reads instead of it."""
+    def weight(
+        self, stem: str, plan: WeightPlan, form: WeightForm, before: ir.Node, like: ir.Value
+    ) -> ir.Value:
+        """What a weight's reader reads instead of it; the constants' names begin with ``stem``."""
         if plan.codes is None:
-            stored = self.constant(f"{plan.name}_{plan.scheme.qtype}", narrow(plan), plan.scheme.qtype)
-            return self.node("Cast", [stored], before, f"{plan.name}_f32", like, to=_float32())
+            stored = self.constant(f"{stem}_{plan.scheme.qtype}", narrow(plan), plan.scheme.qtype)
+            return self.node("Cast", [stored], before, f"{stem}_f32", like, to=_float32())
         if form == "cast_mul":
-            return self._cast_mul(plan.name, plan.codes, before, like)
-        return self._dequantize(plan.name, plan.codes, before, like)
+            return self._cast_mul(stem, plan.codes, before, like)
+        return self._dequantize(stem, plan.codes, before, like)
 
-    def dynamic(self, plan: WeightPlan, node: ir.Node) -> ir.Value:
+    def dynamic(self, stem: str, plan: WeightPlan, node: ir.Node) -> ir.Value:
         """A linear layer's product with the activation quantized as it comes: float32, without the bias."""
         q, value, like = plan.codes, node.inputs[0], node.outputs[0]
         assert q is not None and q.scale is not None and value is not None
-        codes = q.codes.numpy() if q.channel_axis == 1 else q.codes.numpy().T.copy()
         quantized, scale, zero_point = self._quantize_dynamically(value, node)
-        stored = self.constant(f"{plan.name}_codes", codes, q.qtype.name)
+        turned = (
+            node.op_type == "Gemm" and "transB" in node.attributes and node.attributes["transB"].as_int() == 1
+        )
+        codes = q.codes.numpy().T.copy() if turned else q.codes.numpy()
+        stored = self.constant(f"{stem}_codes_turned" if turned else f"{stem}_codes", codes, q.qtype.name)
         name = like.name or ""
         sums = self.node(
             "MatMulInteger", [quantized, stored, zero_point], node, f"{name}_sums", like, "int32"
         )
         wide = self.node("Cast", [sums], node, f"{name}_cast", like, to=_float32())
-        step = self.constant(f"{plan.name}_scale", q.scale.numpy())
+        step = self.constant(f"{stem}_scale", q.scale.numpy())
         both = self.node("Mul", [scale, step], node, f"{name}_step", step)
         return self.node("Mul", [wide, both], node, f"{name}_f32", like)
 
@@ -167,11 +185,11 @@ class Encoder:
         codes = self.constant(f"{name}_codes", q.codes.numpy(), q.qtype.name)
         wide = self.node("Cast", [codes], before, f"{name}_cast", like, to=_float32())
         if q.zero_point is not None:
-            zero = self.constant(f"{name}_zero_point", _spread(q, q.zero_point).astype(np.float32))
+            zero = self.constant(f"{name}_offset", _spread(q, q.zero_point).astype(np.float32))
             wide = self.node("Sub", [wide, zero], before, f"{name}_shifted", like)
         return self.node(
             "Mul",
-            [wide, self.constant(f"{name}_scale", _spread(q, _scale(name, q)))],
+            [wide, self.constant(f"{name}_step", _spread(q, _scale(name, q)))],
             before,
             f"{name}_f32",
             like,
@@ -187,12 +205,11 @@ def narrow(plan: WeightPlan) -> np.ndarray:
     return plan.values.clip(-largest, largest).astype(dtype)
 
 
-def gather_rows(encoder: Encoder, plan: WeightPlan, node: ir.Node) -> ir.Value:
+def gather_rows(encoder: Encoder, name: str, plan: WeightPlan, node: ir.Node) -> ir.Value:
     """An embedding's rows: the codes are gathered first, so that only the rows asked for are brought back."""
     q = plan.codes
     like, indices = node.outputs[0], node.inputs[1]
     assert indices is not None
-    name = plan.name
     if q is None:
         stored = encoder.constant(f"{name}_{plan.scheme.qtype}", narrow(plan), plan.scheme.qtype)
         rows = encoder.node("Gather", [stored, indices], node, f"{like.name}_rows", like, plan.scheme.qtype)
@@ -204,8 +221,8 @@ def gather_rows(encoder: Encoder, plan: WeightPlan, node: ir.Node) -> ir.Value:
     codes = encoder.constant(f"{name}_codes", q.codes.numpy(), q.qtype.name)
     rows = encoder.node("Gather", [codes, indices], node, f"{like.name}_rows", like, q.qtype.name)
     wide = encoder.node("Cast", [rows], node, f"{like.name}_cast", like, to=_float32())
-    column = encoder.constant(f"{name}_scale", _spread(q, _scale(name, q)))
-    scale = encoder.node("Gather", [column, indices], node, f"{like.name}_scale", like)
+    column = encoder.constant(f"{name}_step", _spread(q, _scale(name, q)))
+    scale = encoder.node("Gather", [column, indices], node, f"{like.name}_row_step", like)
     scale.shape = None
     return encoder.node("Mul", [wide, scale], node, f"{like.name}_f32", like)
 

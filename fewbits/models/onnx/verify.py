@@ -9,11 +9,12 @@ import numpy as np
 
 from fewbits.errors import VerificationError
 from fewbits.models.onnx.encode import narrow
+from fewbits.models.onnx.names import Names, stems
 from fewbits.planning.model_info import ModelInfo
 from fewbits.planning.plan import Plan
 
 
-def read_back(path: Path, plan: Plan, info: ModelInfo) -> dict[str, int]:
+def read_back(path: Path, plan: Plan, info: ModelInfo, names: Names) -> dict[str, int]:
     """Check that codes, scales, zero points, inputs and outputs are in the file as planned.
 
     Returns:
@@ -29,36 +30,41 @@ def read_back(path: Path, plan: Plan, info: ModelInfo) -> dict[str, int]:
         name: v.const_value for name, v in model.graph.initializers.items() if v.const_value is not None
     }
 
-    def expect(name: str, array: np.ndarray) -> None:
-        if name not in constants:
-            raise VerificationError(f"{path}: constant {name!r} is missing; the plan has it")
-        stored = constants[name].numpy()
-        same = stored.size == array.size and any(
-            np.array_equal(stored.astype(np.float64).reshape(-1), one.astype(np.float64).reshape(-1))
-            for one in (array, array.T)
-        )
-        if not same:
-            raise VerificationError(f"{path}: constant {name!r} differs from the plan")
+    def expect(array: np.ndarray, *may_be_called: str) -> None:
+        found = [names(name) for name in may_be_called if names(name) in constants]
+        if not found:
+            raise VerificationError(f"{path}: constant {may_be_called[0]!r} is missing; the plan has it")
+        for name in found:
+            stored = constants[name].numpy()
+            same = stored.size == array.size and any(
+                np.array_equal(stored.astype(np.float64).reshape(-1), one.astype(np.float64).reshape(-1))
+                for one in (array, array.T)
+            )
+            if not same:
+                raise VerificationError(f"{path}: constant {name!r} differs from the plan")
 
-    for weight in plan.weights.values():
-        if weight.codes is None:
-            expect(f"{weight.name}_{weight.scheme.qtype}", narrow(weight))
-            continue
-        expect(f"{weight.name}_codes", weight.codes.codes.numpy())
-        assert weight.codes.scale is not None
-        expect(f"{weight.name}_scale", weight.codes.scale.numpy())
-        if weight.codes.zero_point is not None:
-            expect(f"{weight.name}_zero_point", weight.codes.zero_point.numpy())
+    stem_of = stems(plan)
+    for layer in plan.layers:
+        for weight in layer.weights:
+            stem, q = stem_of[layer.node, weight.name], weight.codes
+            if q is None:
+                expect(narrow(weight), f"{stem}_{weight.scheme.qtype}")
+                continue
+            assert q.scale is not None
+            expect(q.codes.numpy(), f"{stem}_codes", f"{stem}_codes_turned")
+            expect(q.scale.numpy(), f"{stem}_scale", f"{stem}_step")
+            if q.zero_point is not None:
+                expect(q.zero_point.numpy(), f"{stem}_zero_point", f"{stem}_offset")
     for activation in plan.activations:
-        expect(f"{activation.site.tensor}_scale", np.array(activation.scale, np.float32))
-        expect(f"{activation.site.tensor}_zero_point", np.array(activation.zero_point))
+        expect(np.array(activation.scale, np.float32), f"{activation.site.tensor}_scale")
+        expect(np.array(activation.zero_point), f"{activation.site.tensor}_zero_point")
     for kind, wanted, got in (
         ("inputs", info.inputs, model.graph.inputs),
         ("outputs", info.outputs, model.graph.outputs),
     ):
-        names, found = [one.name for one in wanted], [value.name for value in got]
-        if names != found:
-            raise VerificationError(f"{path}: {kind} are {found}, but the model's are {names}")
+        expected, found = [one.name for one in wanted], [value.name for value in got]
+        if expected != found:
+            raise VerificationError(f"{path}: {kind} are {found}, but the model's are {expected}")
     return bytes_by_dtype(path)
 
 
