@@ -54,7 +54,7 @@ class ConvGeometry:
     groups: int
 
 
-LayerKind = Literal["conv", "linear", "matmul", "embedding", "recurrent"]
+LayerKind = Literal["conv", "linear", "matmul", "product", "embedding", "recurrent"]
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,8 @@ class LayerInfo:
         name: unique and readable; the module's path where the exporter recorded one.
         node: the graph node's own name.
         op: the operator's type in the source format.
-        kind: what family it is of; ``matmul`` is a product of two activations.
+        kind: what family it is of; ``matmul`` is a product of two activations, ``product`` one with a
+            constant that is no [inputs, outputs] matrix on the right: on the left, or of more than two axes.
         weights: its constant tensors (one, or several for a recurrent layer; none for ``matmul``).
         bias: name of its constant bias, if it has one (for a MatMul: the constant of the Add that follows).
         inputs: names of the activations it multiplies.

@@ -84,10 +84,19 @@ def assign(recipe: Recipe, info: ModelInfo) -> tuple[Assignment, ...]:
     assigned = []
     for layer in info.layers:
         rule = next((r for r in recipe.rules if r.matches(layer)), Rule(match=layer.name))
-        assigned.append(Assignment(layer, rule.weights, rule.activations))
+        assigned.append(Assignment(layer, rule.weights, _usable(rule.activations, layer)))
     _check_groups(recipe.name, assigned)
     _check_products(recipe.name, assigned)
     return tuple(assigned)
+
+
+def _usable(activations: Scheme | None, layer: LayerInfo) -> Scheme | None:
+    """Activations are quantized where kernels multiply their codes; other layers get their weights in fewer bits."""
+    if activations is None or layer.kind not in (
+        ("linear",) if activations.dynamic else ("conv", "linear", "matmul")
+    ):
+        return None
+    return activations
 
 
 def _nothing_matched(recipe: str, pattern: str, layers: Iterable[LayerInfo]) -> str:
@@ -115,13 +124,20 @@ def _check_products(recipe: str, assigned: Iterable[Assignment]) -> None:
 
 
 def _check_groups(recipe: str, assigned: Iterable[Assignment]) -> None:
-    bad = []
+    bad, deep = [], []
     for a in assigned:
         if a.weights is None or a.weights.group_size is None:
             continue
         for weight in a.layer.weights:
-            if weight.shape[weight.group_axis] % a.weights.group_size:
+            if len(weight.shape) != 2:
+                deep.append(f"{a.layer.name} {list(weight.shape)}")
+            elif weight.shape[weight.group_axis] % a.weights.group_size:
                 bad.append(f"{a.layer.name} ({weight.shape[weight.group_axis]})")
+    if deep:
+        raise InputError(
+            f"recipe {recipe!r}: groups are for weights of two axes, which {len(deep)} layers do not have: "
+            f"{', '.join(deep)}; give them a scale per channel, or keep them in float with --exclude"
+        )
     if bad:
         raise InputError(
             f"recipe {recipe!r}: the group size does not divide the summed axis of {len(bad)} layers: "

@@ -90,7 +90,9 @@ def _kind(node: ir.Node, weights: tuple[WeightInfo, ...]) -> LayerKind | None:
         if node.op_type in ("Conv", "ConvTranspose"):
             return "conv"
         if node.op_type in ("Gemm", "MatMul"):
-            return "linear"
+            right = node.inputs[1]
+            plain = right is not None and right.name == weights[0].name and len(weights[0].shape) == 2
+            return "linear" if plain else "product"
         return "embedding" if node.op_type == "Gather" else "recurrent"
     both_computed = node.op_type == "MatMul" and all(
         v is not None and v.const_value is None for v in node.inputs
