@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import numpy as np
     import onnx_ir as ir
 
 LAYOUT_OPS = ("Transpose", "Reshape", "Cast", "Squeeze", "Unsqueeze", "Identity")
@@ -36,6 +37,9 @@ def fold(model: ir.Model) -> ir.Model:
     passes.IdentityEliminationPass()(copy)
     passes.RemoveUnusedNodesPass()(copy)
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(copy)
+    for node in copy.graph:
+        if node.op_type == "Gemm":
+            _plain_gemm(copy.graph, node)
     passes.ShapeInferencePass()(copy)
     _name_nodes(copy.graph)
     return copy
@@ -48,6 +52,55 @@ def _should_fold(node: ir.Node) -> bool | None:
         if source.const_value is not None:
             return True if len(source.uses()) == 1 else None
     return None
+
+
+def _plain_gemm(graph: ir.Graph, node: ir.Node) -> None:
+    """Take the factors into the constants, and turn the input before: what is left is ``x @ w + b``."""
+    import onnx_ir as ir
+
+    weight = node.inputs[1]
+    if weight is None or weight.const_value is None:
+        return
+    for index, attribute in ((1, "alpha"), (2, "beta")):
+        found = node.attributes.get(attribute)
+        value = node.inputs[index] if index < len(node.inputs) else None
+        if found is not None and found.as_float() != 1 and value is not None:
+            node.replace_input_with(index, _times(graph, node, value, found.as_float()))
+        if found is not None:
+            del node.attributes[attribute]
+    turned, value = node.attributes.get("transA"), node.inputs[0]
+    if turned is not None and turned.as_int() and value is not None:
+        del node.attributes["transA"]
+        result = ir.Value(name=f"{value.name}_turned_for_{node.outputs[0].name}", type=value.type)
+        graph.insert_before(node, ir.node("Transpose", [value], {"perm": [1, 0]}, outputs=[result]))
+        node.replace_input_with(0, result)
+
+
+def _times(graph: ir.Graph, node: ir.Node, value: ir.Value, factor: float) -> ir.Value:
+    """``value`` times ``factor``: a constant of its own, or what a Mul in front of the node computes."""
+    import numpy as np
+    import onnx_ir as ir
+
+    name = f"{value.name}_times_{factor:g}_for_{node.outputs[0].name}"
+    if value.const_value is not None:
+        array = value.const_value.numpy()
+        return _constant(graph, name, (array * np.array(factor, array.dtype)))
+    assert value.dtype is not None
+    scalar = _constant(graph, f"{name}_factor", np.array(factor, value.dtype.numpy()))
+    result = ir.Value(name=name, type=value.type, shape=value.shape)
+    graph.insert_before(node, ir.node("Mul", [value, scalar], outputs=[result]))
+    return result
+
+
+def _constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
+    import onnx_ir as ir
+
+    tensor = ir.tensor(array, name=name)
+    value = ir.Value(
+        name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
+    )
+    graph.register_initializer(value)
+    return value
 
 
 def _name_nodes(graph: ir.Graph) -> None:
