@@ -67,7 +67,7 @@ class OpenVinoEngine:
         # Compiling may add names of tensors that were merged with an output; the file's own are known now.
         names = tuple(_result_name(output) for output in model.outputs)
         if static_shapes is not None:
-            check_names(static_shapes, [port.get_any_name() for port in model.inputs], path)
+            check_names(static_shapes, [_input_name(port) for port in model.inputs], path)
         try:
             if static_shapes is not None:
                 model.reshape({name: list(shape) for name, shape in static_shapes.items()})
@@ -104,7 +104,7 @@ class OpenVinoSession:
         self._request = request
         self._path = path
         self._expected: dict[str, np.dtype | None] = {
-            port.get_any_name(): np.dtype(port.get_element_type().to_dtype()) for port in compiled.inputs
+            _input_name(port): np.dtype(port.get_element_type().to_dtype()) for port in compiled.inputs
         }
         self.input_names = tuple(self._expected)
         self.output_names = output_names
@@ -127,6 +127,12 @@ def _config(settings: EngineSettings) -> dict[str, str | int]:
         "INFERENCE_NUM_THREADS": settings.threads,
         "DYNAMIC_QUANTIZATION_GROUP_SIZE": settings.activation_group_size,
     }
+
+
+def _input_name(port: Any) -> str:
+    """The name the file gives an input, which compiling may give further names: those of merged tensors."""
+    name = port.node.friendly_name
+    return name if name in port.get_names() else port.get_any_name()
 
 
 def _result_name(output: Any) -> str:
