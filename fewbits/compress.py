@@ -174,7 +174,7 @@ def compress(
         written = _write(run, planned, stats)
         tried = _candidates(run, written, recipes)
         metric, scored = _score(run, tried)
-        outcomes = _measure(run, _verify(run, scored))
+        outcomes = _verify(run, _measure(run, scored))  # a file that crashes its engine does so in a worker
         figures = Figures(outcomes)
         choice, limits = _choose(run, outcomes, figures, asked, metric)
 
