@@ -116,10 +116,10 @@ def test_archive_of_python_objects(refused, model, place):
 
 def test_wrong_input_names(refused, place):
     model = MODELS["several"].save(place / "model.onnx")
-    data = npz(place / "d.npz", x=np.zeros((8, 16), np.float32), rows=np.zeros(8, np.int64))
+    data = npz(place / "d.npz", x=np.zeros((8, 32), np.float32), rows=np.zeros(8, np.int64))
     line = refused("compress", model, "--data", data)
     assert "['rows', 'x']" in line
-    assert "x float32[N, 16]" in line
+    assert "x float32[N, 32]" in line
     assert "row int64[N]" in line
 
 
@@ -131,7 +131,7 @@ def test_wrong_shape(refused, model, place, shape):
 
 def test_inputs_with_different_numbers_of_samples(refused, place):
     model = MODELS["several"].save(place / "model.onnx")
-    data = npz(place / "d.npz", x=np.zeros((8, 16), np.float32), row=np.zeros(7, np.int64))
+    data = npz(place / "d.npz", x=np.zeros((8, 32), np.float32), row=np.zeros(7, np.int64))
     line = refused("compress", model, "--data", data)
     assert "8" in line
     assert "7" in line

@@ -61,11 +61,11 @@ def normal(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def linear(batch: str | int = "N", width: int = 64) -> Tiny:
-    """Two MatMuls with a ReLU between."""
+    """Two MatMuls with a bias and a ReLU between."""
     return Tiny(
         f"g (float[{batch}, {width}] x) => (float[{batch}, 10] y) "
-        "{ h = MatMul (x, w1)  r = Relu (h)  y = MatMul (r, w2) }",
-        {"w1": (width, 64), "w2": (64, 10)},
+        "{ m = MatMul (x, w1)  h = Add (m, b1)  r = Relu (h)  y = MatMul (r, w2) }",
+        {"w1": (width, 64), "b1": (64,), "w2": (64, 10)},
         {"x": ((width,), None)},
     )
 
@@ -145,15 +145,15 @@ CONV_TRANSPOSE = Tiny(
 
 GEMM = Tiny(
     """g (float[N, 32] x) => (float[N, 10] y) {
-        a = Gemm (x, w1)
+        a = Gemm (x, w1, b1)
         r = Relu (a)
         c = Gemm <transB = 1> (r, w2, b2)
         t = Tanh (c)
-        d = Gemm <transB = 1> (t, w3)
+        d = Gemm (t, w3, b3)
         s = Sigmoid (d)
-        y = Gemm (s, w4, b4)
+        y = Gemm <transB = 1> (s, w4)
     }""",
-    {"w1": (32, 64), "w2": (32, 64), "b2": (32,), "w3": (32, 32), "w4": (32, 10), "b4": (10,)},
+    {"w1": (32, 64), "b1": (64,), "w2": (32, 64), "b2": (32,), "w3": (32, 32), "b3": (32,), "w4": (10, 32)},
     {"x": ((32,), None)},
 )
 
@@ -213,10 +213,11 @@ LSTM = Tiny(
 SHARED = Tiny(
     """g (float[N, 32] x) => (float[N, 32] y) {
         a = MatMul (x, w)
-        r = Relu (a)
+        c = Add (a, b)
+        r = Relu (c)
         y = MatMul (r, w)
     }""",
-    {"w": (32, 32)},
+    {"w": (32, 32), "b": (32,)},
     {"x": ((32,), None)},
 )
 
@@ -236,22 +237,110 @@ TRANSPOSED = Tiny(
     """g (float[N, 32] x) => (float[N, 24] y) {
         t = Transpose <perm = [1, 0]> (w1)
         a = MatMul (x, t)
-        r = Relu (a)
+        c = Add (a, b)
+        r = Relu (c)
         y = MatMul (r, w2)
     }""",
-    {"w1": (64, 32), "w2": (64, 24)},
+    {"w1": (64, 32), "b": (64,), "w2": (64, 24)},
     {"x": ((32,), None)},
 )
 
 SEVERAL = Tiny(
-    """g (float[N, 16] x, int64[N] row) => (float[N, 32] sum, int64[N] best, float[N, 32] left) {
+    """g (float[N, 32] x, int64[N] row) => (float[N, 32] sum, int64[N] best, float[N, 32] left) {
         left = MatMul (x, w1)
         right = Gather (table, row)
         sum = Add (left, right)
         best = ArgMax <axis = 1, keepdims = 0> (sum)
     }""",
-    {"w1": (16, 32), "table": (20, 32)},
-    {"x": ((16,), None), "row": ((), 20)},
+    {"w1": (32, 32), "table": (20, 32)},
+    {"x": ((32,), None), "row": ((), 20)},
+)
+
+GEMM_SCALED = Tiny(
+    """g (float[N, 32] x) => (float[N, 32] y) {
+        a = Gemm <alpha = 0.5, beta = 2.0> (x, w1, b1)
+        r = Relu (a)
+        b = Gemm <alpha = 2.0, beta = 0.5, transB = 1> (r, w2, b2)
+        t = Transpose <perm = [1, 0]> (b)
+        y = Gemm <transA = 1, beta = 3.0> (t, w3, x)
+    }""",
+    {"w1": (32, 64), "b1": (64,), "w2": (32, 64), "b2": (32,), "w3": (32, 32)},
+    {"x": ((32,), None)},
+)
+
+WEIGHT_ON_THE_LEFT = Tiny(
+    """g (float[N, 32, 8] x) => (float[N, 16, 8] y) {
+        a = MatMul (w1, x)
+        r = Relu (a)
+        y = MatMul (w2, r)
+    }""",
+    {"w1": (64, 32), "w2": (16, 64)},
+    {"x": ((32, 8), None)},
+)
+
+BATCHED_WEIGHT = Tiny(
+    """g (float[N, 4, 8, 32] x) => (float[N, 4, 8, 16] y) {
+        a = MatMul (x, w1)
+        r = Relu (a)
+        y = MatMul (r, w2)
+    }""",
+    {"w1": (4, 32, 64), "w2": (4, 64, 16)},
+    {"x": ((4, 8, 32), None)},
+)
+
+BIAS_FROM_ELSEWHERE = Tiny(
+    """g (float[N, 32] x, float[N, 64] more) => (float[N, 64] y, float[N, 64] twice) {
+        a = Gemm (x, w1, more)
+        b = MatMul (x, w2)
+        c = Add (b, one)
+        y = Relu (c)
+        twice = Mul (a, c)
+    }""",
+    {"w1": (32, 64), "w2": (32, 64), "one": (1,)},
+    {"x": ((32,), None), "more": ((64,), None)},
+)
+
+LSTM_WITH_LENGTHS = Tiny(
+    """g (float[N, 6, 16] x, int64[N] long, float[N, 1, 32] start) => (float[6, 1, N, 32] y) {
+        none = Constant <value_int = 0> ()
+        six = Constant <value_int = 6> ()
+        zeros = Mul (long, none)
+        sixes = Add (zeros, six)
+        lengths = Cast <to = 6> (sixes)
+        t = Transpose <perm = [1, 0, 2]> (x)
+        h = Transpose <perm = [1, 0, 2]> (start)
+        c = Mul (h, h)
+        y = LSTM <hidden_size = 32> (t, wx, wh, b, lengths, h, c)
+    }""",
+    {"wx": (1, 128, 16), "wh": (1, 128, 32), "b": (1, 256)},
+    {"x": ((6, 16), None), "long": ((), 6), "start": ((1, 32), None)},
+)
+
+NAMES_TAKEN = Tiny(
+    """g (float[N, 32] x, float[N, 32] x_scale) => (float[N, 32] y, float[N, 32] x_quantized) {
+        x_quantized = Add (x, x_scale)
+        w_cast = MatMul (x, w)
+        w_f32 = Add (w_cast, w_step)
+        w_codes = Relu (w_f32)
+        y = MatMul (w_codes, w_scale)
+    }""",
+    {"w": (32, 32), "w_step": (32,), "w_scale": (32, 32)},
+    {"x": ((32,), None), "x_scale": ((32,), None)},
+)
+
+BRANCHES = Tiny(
+    """g (float[N, 8, 8, 8] x) => (float[N, 24, 4, 4] y, float[N, 8, 8, 8] inner) {
+        a = Conv <pads = [1, 1, 1, 1]> (x, w1, b1)
+        inner = Relu (a)
+        b = Conv <pads = [1, 1, 1, 1]> (inner, w2, b2)
+        c = Concat <axis = 1> (inner, b)
+        d = AveragePool <kernel_shape = [2, 2], strides = [2, 2]> (c)
+        e = Sigmoid (d)
+        f = Mul (d, e)
+        y = Conv (f, w3, b3)
+    }""",
+    {"w1": (8, 8, 3, 3), "b1": (8,), "w2": (8, 8, 3, 3), "b2": (8,), "w3": (24, 16, 1, 1), "b3": (24,)},
+    {"x": ((8, 8, 8), None)},
 )
 
 MODELS: dict[str, Tiny] = {
@@ -269,6 +358,13 @@ MODELS: dict[str, Tiny] = {
     "tied": TIED,
     "transposed": TRANSPOSED,
     "several": SEVERAL,
+    "gemm_scaled": GEMM_SCALED,
+    "weight_on_the_left": WEIGHT_ON_THE_LEFT,
+    "batched_weight": BATCHED_WEIGHT,
+    "bias_from_elsewhere": BIAS_FROM_ELSEWHERE,
+    "lstm_with_lengths": LSTM_WITH_LENGTHS,
+    "names_taken": NAMES_TAKEN,
+    "branches": BRANCHES,
     "linear": linear(),
     "fixed_batch": linear(batch=4),
 }

@@ -1,0 +1,65 @@
+"""The stages of the main job up to the written files, without scores and latencies."""
+
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from fewbits.candidates import Candidate, Written, drafts, resolve
+from fewbits.engines.engine import Session, get
+from fewbits.engines.onnxruntime_engine import literal_session
+from fewbits.verify import Checker
+
+stages = importlib.import_module("fewbits.compress")  # the name fewbits.compress is the function's
+
+
+@dataclass(frozen=True)
+class Files:
+    """What a recipe wrote, and how to run it."""
+
+    run: object
+    written: list[Written]
+
+    @property
+    def candidates(self) -> list[Candidate]:
+        """Every written file in the engine it was written for, in float32, nothing rounded while it runs."""
+        found = stages._candidates(self.run, self.written, [])
+        return [
+            one
+            for one in found
+            if not one.is_original
+            and one.settings.precision == "f32"
+            and not one.settings.activation_group_size
+        ]
+
+    def session(self, candidate: Candidate) -> Session:
+        """The file, compiled."""
+        return get(candidate.settings.engine).compile(candidate.file.path, candidate.settings)
+
+    def float_outputs(self, feeds) -> dict[str, np.ndarray]:
+        """The original's outputs, every operator as written."""
+        return literal_session(self.run.model.path, 1).run(feeds)
+
+    def checker(self, feeds) -> Checker:
+        """Compares engines with the plan."""
+        return Checker(self.run.model, feeds, self.run.folder)
+
+
+def write_files(model: Path, data, recipe: str, folder: Path, engine: str = "auto", exclude=()) -> Files:
+    """Load, observe, decide, write and read back."""
+    run = stages._begin(model, data, data, None, engine, 1, 0, folder, lambda stage, done, total: None)
+    planned, passed_over = drafts(
+        resolve(recipe, exclude), run.model.info, run.engines, run.cpu, data is not None
+    )
+    run.notes.extend(passed_over)
+    stats = stages._observe(run, planned)
+    return Files(run, stages._write(run, planned, stats))
+
+
+def sqnr_db(expected, got) -> float:
+    """Energy of the float outputs over that of the difference, dB."""
+    pairs = [(expected[name].astype(float), got[name].astype(float)) for name in expected]
+    signal = sum(float((a**2).sum()) for a, b in pairs)
+    noise = sum(float(((a - b) ** 2).sum()) for a, b in pairs)
+    return float("inf") if noise == 0 else 10 * np.log10(signal / noise)
