@@ -49,13 +49,8 @@ def quantize(
     divide, an empty tensor, and NaN or infinity in it.
     """
     row = find(qtype)
-    require_floating(x, name)
+    layout = _layout(x, row, channel_axis, group_size, name)
     x = x.detach()
-    if row.group_size is not None:
-        if group_size not in (None, row.group_size):
-            raise InputError(f"{row.name} has groups of {row.group_size}, got group_size {group_size}")
-        group_size = row.group_size
-    layout = layout_of(tuple(x.shape), channel_axis, group_size, called(name))
     tensor_scale = _tensor_scale(x, row, name)
     if row.kind == "int":
         coder = uniform(row, code_range(row, symmetric, qmin, qmax), find_search(search))
@@ -101,8 +96,7 @@ def quantize_with(
     Raises InputError for NaN, and for parameters of another shape or out of range.
     """
     row = find(qtype)
-    layout = layout_of(tuple(x.shape), channel_axis, group_size, called(name))
-    require_floating(x, name)
+    layout = _layout(x, row, channel_axis, group_size, name)
     _refuse_nan(x, name)
     scales = _given(scale.detach().to(x.device, torch.float32), "scale", layout, name)
     if row.kind == "int":
@@ -129,7 +123,7 @@ def quantize_with(
         def encode(part: Tensor, block: RowBlock) -> Tensor:
             return encode_levels(part.float() / scales[block], row)
 
-    return _assemble(_encode(x, row, layout, encode, name), row, layout, Parameters(scales, zeros), name)
+    return _assemble(_encode(x, row, layout, encode), row, layout, Parameters(scales, zeros), name)
 
 
 def quantize_with_codebook(
@@ -152,7 +146,7 @@ def quantize_with_codebook(
         raise InputError(
             f"a codebook is given to a learned codebook row, such as 'codebook4'; got {row.name!r}"
         )
-    layout = layout_of(tuple(x.shape), channel_axis, group_size, called(name))
+    layout = _layout(x, row, channel_axis, group_size, name)
     books = codebook.detach().to(x.device, torch.float32)
     if tuple(books.shape[:-1]) != layout.parameter_shape or books.dim() == 0:
         raise InputError(
@@ -160,7 +154,6 @@ def quantize_with_codebook(
             f"the layout needs {layout.parameter_shape} and an axis of entries"
         )
     check_books(books, row.qmax + 1, name)
-    require_floating(x, name)
     _refuse_nan(x, name)
     books = books.reshape(layout.channels, layout.groups, -1)
     shared = nearest(books) if layout.channels * layout.groups == 1 else None
@@ -168,7 +161,7 @@ def quantize_with_codebook(
     def encode(part: Tensor, block: RowBlock) -> Tensor:
         return (shared or nearest(books[block]))(part.float())
 
-    return _assemble(_encode(x, row, layout, encode, name), row, layout, Parameters(codebook=books), name)
+    return _assemble(_encode(x, row, layout, encode), row, layout, Parameters(codebook=books), name)
 
 
 def cast(
@@ -189,6 +182,7 @@ def cast(
     Raises InputError for a row that is neither, and for an empty tensor.
     """
     row = find(qtype)
+    require_floating(x, name)
     layout = layout_of(tuple(x.shape), None, None, called(name))
     if row.kind == "float":
 
@@ -203,15 +197,26 @@ def cast(
 
     else:
         raise InputError(f"{row.name} has no numbers without a scale; cast to a float, int or uint row")
-    return _assemble(_encode(x, row, layout, encode, name), row, layout, Parameters(), name)
+    return _assemble(_encode(x, row, layout, encode), row, layout, Parameters(), name)
 
 
 Encode = Callable[[Tensor, RowBlock], Tensor]
 
 
-def _encode(x: Tensor, row: QType, layout: Layout, encode: Encode, name: str | None) -> Tensor:
-    """Codes as rows, with an encoder that knows the parameters of every row."""
+def _layout(
+    x: Tensor, row: QType, channel_axis: int | None, group_size: int | None, name: str | None
+) -> Layout:
+    """The layout asked for, with the group size that a block format has of its own."""
     require_floating(x, name)
+    if row.group_size is not None:
+        if group_size not in (None, row.group_size):
+            raise InputError(f"{row.name} has groups of {row.group_size}, got group_size {group_size}")
+        group_size = row.group_size
+    return layout_of(tuple(x.shape), channel_axis, group_size, called(name))
+
+
+def _encode(x: Tensor, row: QType, layout: Layout, encode: Encode) -> Tensor:
+    """Codes as rows, with an encoder that knows the parameters of every row."""
     rows = layout.split(x.detach())
     codes = layout.empty_rows(row.code_dtype, x.device)
     for block in layout.blocks(block_size(x)):
@@ -259,12 +264,8 @@ def _coder(row: QType, search: str | Search, tensor_scale: Tensor | None) -> Cod
         case "codebook" if row.levels is None:
             return learned_codebook(row.qmax + 1)
         case _:
-            rule = (
-                spanning_rule(row, tensor_scale)
-                if search == "minmax"
-                else least_error_rule(row, tensor_scale)
-            )
-            return known_levels(row, rule)
+            rule = spanning_rule if search == "minmax" else least_error_rule
+            return known_levels(row, rule(row, tensor_scale))
 
 
 def _tensor_scale(x: Tensor, row: QType, name: str | None) -> Tensor | None:

@@ -10,6 +10,7 @@ from torch import Tensor
 from fewbits.errors import InputError
 from fewbits.numerics.checks import called
 from fewbits.numerics.codebook import check_books, lookup
+from fewbits.numerics.floats import stored_scale
 from fewbits.numerics.layout import Layout, RowBlock, block_size, layout_of
 from fewbits.numerics.levels import decode_levels
 from fewbits.numerics.packing import pack, packed_size
@@ -181,6 +182,12 @@ def _check(q: QTensor) -> None:
         wrong = ~torch.isfinite(q.scale) | (q.scale < 0) | ((q.scale == 0) & (row.kind != "binary"))
         if bool(wrong.any()):
             raise InputError(f"{name}: every scale is finite and positive, got {float(q.scale[wrong][0])}")
+        wrong = stored_scale(q.scale, row, q.tensor_scale) != q.scale
+        if bool(wrong.any()):
+            raise InputError(
+                f"{name}: scale {float(q.scale[wrong][0])} is not a number of {row.scale_type}, "
+                f"in which {row.name} stores scales; round it first"
+            )
     if q.zero_point is not None:
         _check_range(q.zero_point, row.qmin, row.qmax, f"{name}: zero point", row)
     highest = row.qmax if q.codebook is None else q.codebook.shape[-1] - 1

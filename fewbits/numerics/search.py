@@ -93,27 +93,38 @@ class MeanSquare:
         bounds = level_bounds(start.zero_point, codes)
         # In units of the first step nothing overflows or underflows.
         points = Points(sample.points.values / start.scale, sample.points.weights)
-        gain, step = _fit_step(points, torch.ones_like(start.scale), bounds)
-
-        def consider(candidate: Tensor) -> None:
-            nonlocal gain, step
-            reached, fitted = _fit_step(points, candidate, bounds)
-            better = reached > gain
-            gain, step = torch.where(better, reached, gain), torch.where(better, fitted, step)
-
-        whole = step
+        whole = torch.ones_like(start.scale)
+        best = _fit_step(points, whole, bounds)
         for factor in self.coarse:
-            consider(whole * factor)
-        best = step
+            best = _better(best, _fit_step(points, whole * factor, bounds))
+        coarse = best.step
         for factor in self.fine:
-            consider(best * factor)
+            best = _better(best, _fit_step(points, coarse * factor, bounds))
         for _ in range(self.refinements):
-            consider(step)
+            best = _better(best, _fit_step(points, best.step, bounds))
         # With many codes the gains differ by less than float32 resolves: never do worse than the whole range.
-        worse = _misfit(points, step, bounds) >= _misfit(points, torch.ones_like(step), bounds)
-        return Grid(
-            torch.where(worse, start.scale, (start.scale * step).clamp(min=SMALLEST_SCALE)), start.zero_point
-        )
+        worse = _misfit(points, best.step, bounds) >= _misfit(points, whole, bounds)
+        step = (start.scale * best.step).clamp(min=SMALLEST_SCALE)
+        return Grid(torch.where(worse, start.scale, step), start.zero_point)
+
+
+@dataclass(frozen=True, slots=True)
+class _Line:
+    """Levels at ``offset + level * step``, and how much of the sum of squares they explain, for each row."""
+
+    gain: Tensor
+    step: Tensor
+    offset: Tensor
+
+
+def _better(first: _Line, second: _Line) -> _Line:
+    """Row by row the line that explains more."""
+    better = second.gain > first.gain
+    return _Line(
+        torch.where(better, second.gain, first.gain),
+        torch.where(better, second.step, first.step),
+        torch.where(better, second.offset, first.offset),
+    )
 
 
 def _misfit(points: Points, step: Tensor, bounds: Bounds) -> Tensor:
@@ -122,14 +133,14 @@ def _misfit(points: Points, step: Tensor, bounds: Bounds) -> Tensor:
     return points.total(error.square_())
 
 
-def _fit_step(points: Points, step: Tensor, bounds: Bounds) -> tuple[Tensor, Tensor]:
-    """How much of sum x^2 the codes at ``step`` explain, and the step that explains it, by least squares."""
+def _fit_step(points: Points, step: Tensor, bounds: Bounds) -> _Line:
+    """The step fitted by least squares to the codes that the given one leads to, through zero."""
     level = (points.values / step).round_().clamp_(*bounds)
     inner = points.total(points.values * level)
     power = points.total(level.square_())
     used = power > 0
     fitted = torch.where(used, inner / power, step)
-    return torch.where(used, inner * fitted, 0.0), fitted
+    return _Line(torch.where(used, inner * fitted, 0.0), fitted, torch.zeros_like(fitted))
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,28 +165,11 @@ class LeastSquares:
         best = _Line(torch.full_like(scale, -1.0), torch.ones_like(scale), torch.zeros_like(scale))
         for start in self.starts:
             line = _fit_line(points, mean, torch.full_like(scale, start), center * (1 - start), codes)
-            best = best.or_better(line)
+            best = _better(best, line)
         for _ in range(self.refinements):
-            best = best.or_better(_fit_line(points, mean, best.step, best.offset, codes))
+            best = _better(best, _fit_line(points, mean, best.step, best.offset, codes))
         step = (scale * best.step).clamp(min=SMALLEST_SCALE)
         return Grid(step, free_zero_point=codes.qmin - (low + best.offset * scale) / step)
-
-
-@dataclass(frozen=True, slots=True)
-class _Line:
-    """Levels at ``offset + level * step`` and how much variance they explain, one line per row."""
-
-    gain: Tensor
-    step: Tensor
-    offset: Tensor
-
-    def or_better(self, other: _Line) -> _Line:
-        better = other.gain > self.gain
-        return _Line(
-            torch.where(better, other.gain, self.gain),
-            torch.where(better, other.step, self.step),
-            torch.where(better, other.offset, self.offset),
-        )
 
 
 def _fit_line(points: Points, mean: Tensor, step: Tensor, offset: Tensor, codes: CodeRange) -> _Line:
@@ -194,8 +188,9 @@ def _fit_line(points: Points, mean: Tensor, step: Tensor, offset: Tensor, codes:
 class HalfQuadratic:
     """A free zero point that minimizes the p-norm of the error, p below 1, by half-quadratic splitting.
 
-    The step is that of the whole range. Large errors count less than in the square, so outliers weigh less.
-    The error is measured in steps, which makes the result independent of the tensor's own unit.
+    The step is that of the whole range; ``symmetric=False`` gives it all the codes of a signed row. Large errors
+    count less than in the square, so outliers weigh less. The error is measured in steps, which makes the result
+    independent of the tensor's own unit.
     Source: Badri and Shaji 2023, Half-Quadratic Quantization, with its constants.
     """
 

@@ -104,6 +104,26 @@ def test_float64_is_rounded_once(name):
     assert torch.equal(decode_float(encode_float(up, row, saturate=True), row).double(), grid[1:])
 
 
+@pytest.mark.parametrize("name", [name for name in PEERS if find(name).bits <= 8])
+@pytest.mark.parametrize("saturate", [True, False])
+def test_many_values_give_what_few_give(name, saturate):
+    """Random float32 patterns and the neighbours of every halfway point, in one call and in small ones."""
+    row = find(name)
+    bits = torch.randint(
+        -(2**31), 2**31, (1 << 17,), generator=torch.Generator().manual_seed(0), dtype=torch.int64
+    )
+    grid = decode_float(torch.arange(1 << row.bits).to(row.code_dtype), row)
+    grid = grid[torch.isfinite(grid)].sort().values
+    halfway = (grid[1:] + grid[:-1]) / 2
+    close = [torch.nextafter(halfway, torch.full_like(halfway, end)) for end in (torch.inf, -torch.inf)]
+    values = torch.cat(
+        [bits.int().view(torch.float32), halfway, *close, torch.tensor([1e-45, -1e-45, 0.0, -0.0])]
+    )
+    many = encode_float(values, row, saturate=saturate)
+    few = torch.cat([encode_float(part, row, saturate=saturate) for part in values.split(1 << 15)])
+    assert torch.equal(many, few)
+
+
 def test_e8m0():
     row = find("e8m0")
     values = 2.0 ** torch.arange(-127, 128, dtype=torch.float64)

@@ -157,6 +157,10 @@ class TestFilesWhosePartsDisagree:
         ({"zero_point": torch.tensor([0, 8], dtype=torch.int32)}, "zero point 8 is out of range"),
         ({"zero_point": torch.tensor([0.5, 1.0])}, "zero points are integers"),
         ({"codebook": torch.ones(2, 3)}, "has no codebook"),
+        (
+            {"qtype": replace(find("int4"), scale_type="e8m0"), "scale": torch.tensor([1.0, 3.0])},
+            "scale 3.0 is not a number of e8m0",
+        ),
         ({"qtype": find("codebook4"), "codes": torch.zeros(2, 2, dtype=torch.uint8)}, "needs a codebook"),
         ({"group_size": 3}, "group_size 3 does not divide the 2 elements of a channel"),
         ({"channel_axis": 2}, "channel_axis 2 is not an axis"),
