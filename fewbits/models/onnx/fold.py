@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
+
+from fewbits.errors import InputError
+from fewbits.models.onnx.opset import raise_opset
 
 if TYPE_CHECKING:
     import numpy as np
     import onnx_ir as ir
 
 LAYOUT_OPS = ("Transpose", "Reshape", "Cast", "Squeeze", "Unsqueeze", "Identity")
+OLD_OPSET, RAISED_OPSET = 11, 13
 OUTPUT_LIMIT = 1 << 18  # elements; larger constants computed from small ones would grow the file
 
 
@@ -24,6 +29,10 @@ def fold(model: ir.Model) -> ir.Model:
     from onnxscript.rewriter.rules import common as rules
 
     copy = model.clone()
+    if copy.graph.opset_imports[""] < OLD_OPSET:
+        # Quantizing operators came later; a graph that has them cannot be raised to where they are known.
+        with contextlib.suppress(InputError):
+            raise_opset(copy, RAISED_OPSET)
     passes.InlinePass()(copy)
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(copy)
     fold_constants(copy, should_fold=_should_fold, output_size_limit=OUTPUT_LIMIT)
@@ -34,7 +43,9 @@ def fold(model: ir.Model) -> ir.Model:
         rules.no_op_cast_rule,
     ]
     rewrite(copy, pattern_rewrite_rules=batch_norm)
-    passes.IdentityEliminationPass()(copy)
+    if not any(True for _ in copy.graph.subgraphs()):
+        # In a branch it would return an outer value, which ONNX forbids, and give that the branch's name for it.
+        passes.IdentityEliminationPass()(copy)
     passes.RemoveUnusedNodesPass()(copy)
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(copy)
     for node in copy.graph:

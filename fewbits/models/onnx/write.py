@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fewbits.errors import InputError
+from fewbits.models.onnx.opset import raise_opset
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
 BLOCKED_OPSET = 21  # DequantizeLinear with blocks and 4-bit types
 PER_AXIS_OPSET = 13  # DequantizeLinear with an axis
+DYNAMIC_OPSET = 11  # DynamicQuantizeLinear
 IR_OF_OPSET = (
     (22, 11),
     (21, 10),
@@ -33,8 +34,11 @@ def write(model: ir.Model, path: Path) -> None:
 
     needed = _needed_opset(model.graph)
     if model.graph.opset_imports[""] < needed:
-        _raise_opset(model, needed)
+        raise_opset(model, needed)
     passes.ClearMetadataAndDocStringPass()(model)
+    ir.external_data.load_to_model(
+        model
+    )  # what is still float lies beside the source, not beside the new file
     opset = model.graph.opset_imports[""]
     model.ir_version = next(version for first, version in IR_OF_OPSET if opset >= first)
     size = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
@@ -49,20 +53,10 @@ def _needed_opset(graph: ir.Graph) -> int:
             blocked = "block_size" in node.attributes
             narrow = any(v is not None and v.dtype is not None and v.dtype.bitwidth < 8 for v in node.inputs)
             needed = max(needed, BLOCKED_OPSET if blocked or narrow else PER_AXIS_OPSET)
+        if node.op_type == "DynamicQuantizeLinear":
+            needed = max(needed, DYNAMIC_OPSET)
         if node.op_type == "Cast" and any(
             v is not None and v.dtype and v.dtype.name == "BFLOAT16" for v in node.inputs
         ):
             needed = max(needed, PER_AXIS_OPSET)
     return needed
-
-
-def _raise_opset(model: ir.Model, opset: int) -> None:
-    from onnxscript import version_converter
-
-    try:
-        version_converter.convert_version(model, opset, fallback=True)
-    except Exception as error:
-        raise InputError(
-            f"the model's opset {model.graph.opset_imports['']} cannot be raised to {opset}, which this recipe needs: "
-            f"{str(error).splitlines()[0][:200]}; export the model with opset {opset} or newer"
-        ) from error
