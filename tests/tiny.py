@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper, parser
 
-IR_OF_OPSET = {7: 3, 9: 4, 11: 6, 13: 7, 17: 8, 21: 10}
+IR_OF_OPSET = {7: 4, 9: 4, 11: 6, 13: 7, 17: 8, 21: 10}
 
 
 @dataclass(frozen=True)
