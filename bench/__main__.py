@@ -33,6 +33,7 @@ PACKAGES = (
     "transformers",
 )
 PAGE = ROOT / "docs" / "benchmarks.md"
+PIPED_WIDTH = 160
 SECTION = re.compile(r"(<!-- results -->\n).*(<!-- end of results -->)", re.DOTALL)
 
 
@@ -55,7 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if chosen.fresh:
         for folder in ("peers", "outputs"):
             shutil.rmtree(CACHE / folder, ignore_errors=True)
-    console, progress = Console(), Console(stderr=True)
+    progress = Console(stderr=True)
+    console = Console(width=None if sys.stdout.isatty() else PIPED_WIDTH)
     results = []
     for number, name in enumerate(names, 1):
         where = f"[{number}/{len(names)}] {name}"

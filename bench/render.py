@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from bench.entrants import FLOATS
@@ -17,13 +18,15 @@ def show(result: CaseResult, console: Console) -> None:
     console.print(f"\n[bold]{result.title}[/bold] ({result.name}). {result.setting}")
     table = Table(box=None, pad_edge=False)
     for heading in _headings(result):
-        table.add_column(heading, justify="left" if heading in ("contestant", "note") else "right")
+        table.add_column(heading, justify="left" if heading == "contestant" else "right", no_wrap=True)
     for row, cells in zip(result.rows, _cells(result), strict=True):
         table.add_row(*cells, style="bold" if row.role == "fewbits" else None)
     console.print(table)
+    for remark in _remarks(result):
+        console.print(f"  {remark}", style="dim", highlight=False, markup=False)
     for check in result.checks:
         colour = {True: "green", False: "red", None: "yellow"}[check.reached]
-        console.print(f"  [{colour}]{_verdict(check)}[/{colour}] {_sentence(check)}", highlight=False)
+        console.print(f"  [{colour}]{_verdict(check)}[/{colour}] {escape(_sentence(check))}", highlight=False)
 
 
 def markdown(results: Iterable[CaseResult]) -> str:
@@ -36,7 +39,7 @@ def _section(result: CaseResult) -> str:
     lines = [f"### {result.title}", "", result.setting, ""]
     lines += [_line(headings), _line(["---"] * len(headings))]
     lines += [_line(cells) for cells in _cells(result)]
-    lines += [""]
+    lines += ["", *(f"- {remark}" for remark in _remarks(result))]
     lines += [f"- **{_verdict(check)}**: {_sentence(check)}" for check in result.checks]
     return "\n".join([*lines, ""])
 
@@ -47,7 +50,7 @@ def _line(cells: Iterable[str]) -> str:
 
 def _headings(result: CaseResult) -> list[str]:
     timed = ["MB", "ms p50", "p10 to p90", "speedup"] if _timed(result) else []
-    return ["contestant", *timed, *(column.heading for column in result.columns), "note"]
+    return ["contestant", *timed, *(column.heading for column in result.columns)]
 
 
 def _cells(result: CaseResult) -> list[list[str]]:
@@ -60,8 +63,13 @@ def _cells(result: CaseResult) -> list[list[str]]:
             for column in result.columns
         ]
         timed = _time_cells(row, best) if _timed(result) else []
-        cells.append([row.name, *timed, *scores, row.error or row.note])
+        cells.append([row.name, *timed, *scores])
     return cells
+
+
+def _remarks(result: CaseResult) -> list[str]:
+    said = ((row.name, f"failed: {row.error}" if row.error else row.note) for row in result.rows)
+    return [f"{name}: {remark}" for name, remark in said if remark]
 
 
 def _timed(result: CaseResult) -> bool:

@@ -92,8 +92,8 @@ def drafts(
     Where one recipe was asked for, what is wrong with it is an error; among several it is passed over.
 
     Raises:
-        InputError: the one recipe asked for (or every one) needs data and there is none, or does not fit the model,
-            or is for an engine, a precision or a placement that is not here.
+        InputError: the one recipe asked for needs data and there is none, or does not fit the model, or is for an
+            engine, a precision or a placement that is not here.
     """
     found: list[Draft] = []
     passed: list[str] = []
@@ -118,8 +118,6 @@ def drafts(
             for target in _targets(one, engines, cpu)
             if len(resolved) == 1 or _worth_it(recipe, assigned, target)
         ]
-    if resolved and len(passed) == len(resolved):
-        raise InputError(passed[0])
     return tuple(found), tuple(passed)
 
 

@@ -168,6 +168,8 @@ def compress(
         planned, passed_over = drafts(
             recipes, run.model.info, run.engines, run.cpu, run.calibration is not None
         )
+        if recipes and len(passed_over) == len(recipes):
+            raise InputError(passed_over[0])
         run.notes.extend(passed_over)
 
         stats = _observe(run, planned)

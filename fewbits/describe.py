@@ -18,6 +18,7 @@ from fewbits.choose import Choice, Limits
 from fewbits.engines.onnxruntime_engine import literal_session
 from fewbits.figures import Figures, Outcome
 from fewbits.handover import REPORT
+from fewbits.measure.latency import Ratio
 from fewbits.measure.quality import MetricName
 from fewbits.measure.size import artifact_bytes, artifact_files
 from fewbits.planning.plan import LayerPlan, Plan, WeightPlan
@@ -350,7 +351,7 @@ def _verdict(saved: Outcome | None, figures: Figures, choice: Choice) -> str:
     if saved is None:
         return "No candidate could be measured and scored; nothing but this report was written."
     speedup = figures.speedup(saved)
-    times = "" if speedup is None else f", {speedup.value:.2f} times as fast as float32"
+    times = "" if speedup is None else f", {_speed(speedup)}"
     drop = figures.drop(saved)
     lost = "" if drop is None else f", {_lost(drop)}"
     name = saved.candidate.name
@@ -361,6 +362,10 @@ def _verdict(saved: Outcome | None, figures: Figures, choice: Choice) -> str:
         return f"Do not quantize: run the original file in {where}{times}{lost}."
     share = artifact_bytes(saved.candidate.file.path) / artifact_bytes(figures.reference.candidate.file.path)
     return f"Take {name}: {share:.0%} of the bytes{times}{lost}."
+
+
+def _speed(speedup: Ratio) -> str:
+    return "as fast as float32" if speedup.tie else f"{speedup.value:.2f} times as fast as float32"
 
 
 def _lost(drop: float) -> str:
