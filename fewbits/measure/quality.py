@@ -31,7 +31,8 @@ class Agreement:
         top1: share of samples whose largest entry of the first output is the same one; None without classes.
         cosine_min: smallest cosine of any sample, all float outputs flattened together.
         cosine_mean: the mean of them.
-        sqnr_db: energy of the original's outputs over that of the difference, dB; infinite where equal.
+        sqnr_db: energy of the original's outputs over that of the difference, dB; infinite where equal, and minus
+            infinite where a value is NaN, or infinite and not the original's.
     """
 
     top1: float | None
@@ -101,13 +102,12 @@ def score(session: Runs, samples: Samples, batch: int, reference: Reference, met
         signal, noise = signal + _energy(expected), noise + _difference(expected, outputs)
         cosines.append(_cosines(expected, outputs, size))
         if outputs[0].ndim == 2:
-            same += int((outputs[0].argmax(axis=1) == expected[0].argmax(axis=1)).sum())
+            same += int((_classes(outputs[0]) == _classes(expected[0])).sum())
         if metric == "top1":
             right += _right(samples, outputs[0], labels)
     cosine = np.concatenate(cosines)
     top1 = same / count if expected[0].ndim == 2 and expected[0].shape[1] > 1 else None
-    sqnr = float("inf") if noise == 0 else 10 * np.log10(max(signal, 1e-30) / noise)
-    agreement = Agreement(top1, float(cosine.min()), float(cosine.mean()), float(sqnr))
+    agreement = Agreement(top1, float(cosine.min()), float(cosine.mean()), _decibel(signal, noise))
     points = {"top1": right / count, "agreement": same / count, "cosine": agreement.cosine_mean}
     return Quality(100 * points[metric], agreement, count)
 
@@ -126,7 +126,18 @@ def _right(samples: Samples, output: np.ndarray, labels: np.ndarray | None) -> i
             f"{samples.name}: labels from {labels.min()} to {labels.max()} ({labels.dtype}), but the model has "
             f"classes 0 to {output.shape[1] - 1}"
         )
-    return int((output.argmax(axis=1) == labels).sum())
+    return int((_classes(output) == labels).sum())
+
+
+def _classes(output: np.ndarray) -> np.ndarray:
+    """The largest entry of every row; none, -1, in a row with NaN."""
+    return np.where(np.isnan(output).any(axis=1), -1, output.argmax(axis=1))
+
+
+def _decibel(signal: float, noise: float) -> float:
+    if noise in (0.0, np.inf):
+        return float("inf") if noise == 0 else float("-inf")
+    return float(10 * np.log10(max(signal, 1e-30) / noise))
 
 
 def _floats(arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -135,12 +146,19 @@ def _floats(arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
 
 
 def _energy(arrays: Sequence[np.ndarray]) -> float:
-    return sum(float(np.square(array).sum()) for array in _floats(arrays))
+    """Of what is finite: scores of what is masked may be minus infinity."""
+    return sum(float(np.square(array[np.isfinite(array)]).sum()) for array in _floats(arrays))
 
 
 def _difference(expected: Sequence[np.ndarray], got: Sequence[np.ndarray]) -> float:
-    pairs = zip(_floats(expected), _floats(got), strict=True)
-    return sum(float(np.square(np.nan_to_num(b - a, nan=np.inf)).sum()) for a, b in pairs)
+    """Energy of the difference; infinite where one of two values that are not equal is NaN or infinite."""
+    noise = 0.0
+    for a, b in zip(_floats(expected), _floats(got), strict=True):
+        differ = a != b
+        if not (np.isfinite(a[differ]).all() and np.isfinite(b[differ]).all()):
+            return float("inf")
+        noise += float(np.square(b[differ] - a[differ]).sum())
+    return noise
 
 
 def _cosines(expected: Sequence[np.ndarray], got: Sequence[np.ndarray], size: int) -> np.ndarray:
@@ -149,7 +167,8 @@ def _cosines(expected: Sequence[np.ndarray], got: Sequence[np.ndarray], size: in
     rows = size if all(array.ndim and len(array) == size and array.size > size for array in a) else 1
     left = np.concatenate([array.reshape(rows, -1) for array in a], axis=1)
     right = np.concatenate([array.reshape(rows, -1) for array in b], axis=1)
-    length = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
     equal = (left == right).all(axis=1)
-    cosine = np.where(equal, 1.0, (left * right).sum(axis=1) / np.where(length > 0, length, 1.0))
+    with np.errstate(invalid="ignore"):  # NaN and infinite values give NaN
+        length = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
+        cosine = np.where(equal, 1.0, (left * right).sum(axis=1) / np.where(length > 0, length, 1.0))
     return np.nan_to_num(cosine, nan=-1.0)
