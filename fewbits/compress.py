@@ -218,6 +218,8 @@ def _begin(
         raise InputError(f"seed is {seed}; give 0 or more")
     model = open_model(path)
     notes = []
+    if in_codes := model.info.in_codes:
+        notes.append(f"left as they came, in integer codes: {in_codes} layer{'s' if in_codes > 1 else ''}")
     calibration = None if data is None else open_samples(data, model.info.inputs)
     if eval is not None:
         scoring = open_samples(eval, model.info.inputs, "eval")

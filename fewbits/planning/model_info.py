@@ -92,11 +92,12 @@ class LayerInfo:
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """A model as planning sees it."""
+    """A model as planning sees it; ``in_codes`` layers came quantized, stay as they are and are not listed."""
 
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
     layers: tuple[LayerInfo, ...]
+    in_codes: int = 0
 
     def layer(self, name: str) -> LayerInfo:
         """The layer of that name; KeyError where there is none."""

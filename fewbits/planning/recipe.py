@@ -68,10 +68,15 @@ def assign(recipe: Recipe, info: ModelInfo) -> tuple[Assignment, ...]:
     """Apply the rules to the model's layers, first match wins.
 
     Raises:
-        InputError: the model has no layer to quantize; a rule matches no layer (near names are listed);
-            a group size does not divide a layer's axis (every such layer is listed); activations and weights that
-            cannot be multiplied.
+        InputError: the model has no layer to quantize, or is quantized already; a rule matches no layer (near names
+            are listed); a group size does not divide a layer's axis (every such layer is listed); activations and
+            weights that cannot be multiplied.
     """
+    if info.in_codes and not any(layer.weights for layer in info.layers):
+        raise InputError(
+            f"the model is quantized already (layers in integer codes: {info.in_codes}) and no layer has float weights; "
+            "give the float model that it was made from"
+        )
     if not info.layers:
         raise InputError(
             "the model has nothing to quantize: no convolution, linear, embedding or recurrent layer with weights"

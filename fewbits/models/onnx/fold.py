@@ -6,6 +6,7 @@ import contextlib
 from typing import TYPE_CHECKING
 
 from fewbits.errors import InputError
+from fewbits.models.onnx.codes import brings_back
 from fewbits.models.onnx.opset import raise_opset
 
 if TYPE_CHECKING:
@@ -57,7 +58,12 @@ def fold(model: ir.Model) -> ir.Model:
 
 
 def _should_fold(node: ir.Node) -> bool | None:
-    """Always fold a layout change of a weight that nothing else uses: it costs no bytes. Else the size decides."""
+    """Always fold a layout change of a weight that nothing else uses: it costs no bytes. Else the size decides.
+
+    Never bring integer codes back: a file that is quantized already would grow to its float size.
+    """
+    if brings_back(node):
+        return False
     if node.op_type in LAYOUT_OPS and node.inputs and node.inputs[0] is not None:
         source = node.inputs[0]
         if source.const_value is not None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fewbits.errors import InputError
+from fewbits.models.onnx.codes import from_codes
 from fewbits.planning.model_info import ConvGeometry, LayerInfo, LayerKind, WeightInfo
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ def _kind(node: ir.Node, weights: tuple[WeightInfo, ...]) -> LayerKind | None:
             return "linear" if plain else "product"
         return "embedding" if node.op_type == "Gather" else "recurrent"
     both_computed = node.op_type == "MatMul" and all(
-        v is not None and v.const_value is None for v in node.inputs
+        v is not None and v.const_value is None and not from_codes(v) for v in node.inputs
     )
     return "matmul" if both_computed else None
 
@@ -122,7 +123,7 @@ def _weights(node: ir.Node) -> Iterator[WeightInfo]:
         if value is None or value.const_value is None or value.const_value.dtype.name != FLOAT:
             continue
         shape = tuple(value.const_value.shape.numpy())
-        if len(shape) < 2:
+        if len(shape) < 2 or (op == "Gather" and shape[1:] == (1,)):  # a column, such as the scales of rows
             continue
         rank = len(shape)
         yield WeightInfo(value.name or "", shape, channel % rank, group % rank)

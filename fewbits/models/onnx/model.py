@@ -11,6 +11,7 @@ import numpy as np
 
 from fewbits.models.model import Wanted
 from fewbits.models.onnx.apply import apply, spell_out
+from fewbits.models.onnx.codes import count_layers_in_codes
 from fewbits.models.onnx.fold import fold
 from fewbits.models.onnx.layers import check_weights, find_layers
 from fewbits.models.onnx.load import OnnxSource, initializers, load
@@ -36,7 +37,8 @@ class OnnxModel:
         layers = find_layers(source.path, folded.graph)
         self.source, self.folded = source, folded
         self.path = source.path
-        self.info = ModelInfo(source.inputs, source.outputs, layers)
+        in_codes = count_layers_in_codes(folded.graph)
+        self.info = ModelInfo(source.inputs, source.outputs, layers, in_codes)
         self.sha256, self.size_bytes = source.sha256, source.size_bytes
         self.artifact_name = f"{source.path.stem}.onnx"
         self.opset = source.model.opset_imports.get("")
