@@ -15,6 +15,7 @@ import numpy as np
 from fewbits import __version__
 from fewbits.candidates import ORIGINAL, Candidate, Written
 from fewbits.choose import Choice, Limits
+from fewbits.contest import spelled_out
 from fewbits.engines.onnxruntime_engine import literal_session
 from fewbits.figures import Figures, Outcome
 from fewbits.handover import REPORT
@@ -105,7 +106,8 @@ def describe(
         bytes_by_dtype_original=dict(run.model.bytes_by_dtype()),
         histogram=shown,
         timings_s={name: round(seconds, 3) for name, seconds in run.timings.items()},
-        latency_at=_latency_at(run),
+        latency_at=spelled_out(run.sample, run.threads),
+        sample_shapes=_shapes(run),
         engine_settings={} if saved is None else _settings(saved.candidate),
         snippet=None
         if saved is None
@@ -372,11 +374,6 @@ def _lost(drop: float) -> str:
     if drop > 0:
         return f"losing {drop:.2f} points of the score"
     return "with the same score" if drop == 0 else f"gaining {-drop:.2f} points of the score"
-
-
-def _latency_at(run: Run) -> str:
-    shapes = ", ".join(f"{name} {'x'.join(map(str, array.shape))}" for name, array in run.sample.items())
-    return f"{shapes}, {run.threads} threads"
 
 
 def _shapes(run: Run) -> dict[str, tuple[int, ...]]:

@@ -38,7 +38,8 @@ class LoadedModel:
 
     def __repr__(self) -> str:
         s = self.settings
-        return f"<{self.path.name} in {s.engine} at {s.precision}, {s.threads} threads>"
+        threads = f"{s.threads} thread{'s' if s.threads > 1 else ''}"
+        return f"<{self.path.name} in {s.engine} at {s.precision}, {threads}>"
 
 
 def load(folder: str | Path) -> LoadedModel:

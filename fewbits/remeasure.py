@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -220,16 +219,15 @@ def _original(folder: Path, report: r.Report) -> tuple[Path | None, str | None]:
 
 
 def _sample(folder: Path, report: r.Report, info: ModelInfo) -> Feeds:
-    """Random inputs of the shapes that were measured, which the report's ``latency_at`` spells out."""
+    """Random inputs of the shapes that were measured."""
     concrete = []
     for one in info.inputs:
-        found = re.search(rf"(?:^|, ){re.escape(one.name)} ([\dx]*), ", report.latency_at or "")
-        if found is None:
+        shape = report.sample_shapes.get(one.name)
+        if shape is None:
             raise InputError(
                 f"{folder / REPORT}: does not say with what shape of the input {one.name!r} it was measured; "
                 "compress again"
             )
-        shape = tuple(int(size) for size in found[1].split("x") if size)
         concrete.append(TensorInfo(one.name, one.dtype, shape))
     feeds, _ = next(synthetic(replace(info, inputs=tuple(concrete)), seed=0).open())
     return feeds

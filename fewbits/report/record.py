@@ -257,6 +257,8 @@ class Report(Record):
     """Latencies within this share of each other are ties."""
     latency_at: str | None = None
     """What one run is: "batch 1, input 1x3x224x224, 2 threads"."""
+    sample_shapes: dict[str, tuple[int, ...]] = {}
+    """The shape of every input in one run, by name."""
     engine_settings: dict[str, str] = {}
     """The settings that gave the saved candidate's numbers."""
     snippet: str | None = None

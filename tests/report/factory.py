@@ -350,6 +350,7 @@ def full(**changes: object) -> Report:
             "report": 0.3,
         },
         "latency_at": "batch 1, input_ids 1x128, attention_mask 1x128, 2 threads",
+        "sample_shapes": {"input_ids": (1, 128), "attention_mask": (1, 128)},
         "engine_settings": {
             "INFERENCE_PRECISION_HINT": "f32",
             "INFERENCE_NUM_THREADS": "2",
