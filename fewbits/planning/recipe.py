@@ -16,7 +16,7 @@ from fewbits.planning.scheme import Per, RangeKind, Scheme
 
 @dataclass(frozen=True)
 class Rule:
-    """Layers whose name matches a shell pattern, or whose operator is that word, get these schemes.
+    """Layers whose name is or matches a shell pattern, or whose operator is that word, get these schemes.
 
     ``weights`` and ``activations`` both None keep the layer in float.
     """
@@ -26,8 +26,8 @@ class Rule:
     activations: Scheme | None = None
 
     def matches(self, layer: LayerInfo) -> bool:
-        """Whether the pattern is the layer's operator, or matches its name (case matters)."""
-        return self.match == layer.op or fnmatch.fnmatchcase(layer.name, self.match)
+        """Whether the pattern is the layer's operator or name, or matches its name (case matters)."""
+        return self.match in (layer.op, layer.name) or fnmatch.fnmatchcase(layer.name, self.match)
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,8 @@ def assign(recipe: Recipe, info: ModelInfo) -> tuple[Assignment, ...]:
     """
     if info.in_codes and not any(layer.weights for layer in info.layers):
         raise InputError(
-            f"the model is quantized already (layers in integer codes: {info.in_codes}) and no layer has float weights; "
-            "give the float model that it was made from"
+            f"the model is quantized already (layers in integer codes: {info.in_codes}) and no layer has float "
+            "weights; give the float model that it was made from"
         )
     if not info.layers:
         raise InputError(

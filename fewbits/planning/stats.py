@@ -91,9 +91,9 @@ class HistogramBuilder:
         needed = int(np.frexp(reach)[1]) if reach > 0 else -126
         if needed > self.exponent:
             self._grow(needed)
-        edge = 2.0**self.exponent
-        counts = torch.histc(torch.from_numpy(values), bins=self.BINS, min=-edge, max=edge)
-        self.counts += counts.numpy()
+        # The largest edge, 2^128, is no float32; dividing by a power of two is exact.
+        shares = torch.from_numpy(values) * 2.0**-self.exponent
+        self.counts += torch.histc(shares, bins=self.BINS, min=-1, max=1).numpy()
 
     def _grow(self, exponent: int) -> None:
         steps = exponent - self.exponent
