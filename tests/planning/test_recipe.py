@@ -3,7 +3,7 @@
 import fnmatch
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fewbits.candidates import AUTO, resolve
@@ -57,6 +57,7 @@ AS_IT_COMES = Scheme("uint8", symmetric=False, dynamic=True)
 # --- there and back ---------------------------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(RESOLVED)
 @example(ResolvedRecipe(Recipe("a", (Rule("*"),), "two\nlines\r\n\t\"quoted\" 'so' \\ # and \x00\x7f")))
 def test_what_is_written_is_read_back_the_same(tmp_path_factory, resolved):
@@ -102,6 +103,7 @@ ORDERED = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(MODELS, ORDERED)
 def test_the_first_rule_that_matches_decides(layers, rules):
     def matching(rule, one):
@@ -141,6 +143,7 @@ def test_presets_fit_models_that_lack_some_of_their_operators(name):
         assert assign(preset, info(layer("only", op, shape)))[0].weights is not None
 
 
+@settings(deadline=None)
 @given(MODELS, st.lists(st.sampled_from(PATTERNS), min_size=1), st.sampled_from(["w8", "fp16"]))
 def test_excluded_layers_stay_in_float_and_no_others(layers, patterns, name):
     def excluded(one):

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
@@ -26,6 +26,7 @@ def width(histogram):
     return (histogram.high - histogram.low) / len(histogram.counts)
 
 
+@settings(deadline=None)
 @given(BATCHES)
 def test_every_value_is_counted_where_it_is(batches):
     """The k-th value in order lies in the bin in which the k-th count is, or at the border of it."""
@@ -40,6 +41,7 @@ def test_every_value_is_counted_where_it_is(batches):
     assert (values <= lower + width(histogram) + slack).all()
 
 
+@settings(deadline=None)
 @given(BATCHES)
 def test_the_range_covers_the_values_closely(batches):
     values = np.concatenate(batches).astype(np.float64)
@@ -52,6 +54,7 @@ def test_the_range_covers_the_values_closely(batches):
     assert width(histogram) <= max(4 * reach / HistogramBuilder.BINS, 2.0**-125 / HistogramBuilder.BINS)
 
 
+@settings(deadline=None)
 @given(BATCHES, st.randoms())
 def test_the_order_of_batches_changes_nothing_but_borders(batches, random):
     shuffled = list(batches)
