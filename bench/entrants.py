@@ -125,7 +125,12 @@ def torch_minilm(
 
 
 def fewbits(
-    name: str, recipe: str, source: Callable[[], Path], calibration: Callable[[], Path], samples: Path
+    name: str,
+    recipe: str,
+    source: Callable[[], Path],
+    calibration: Callable[[], Path],
+    samples: Path,
+    max_drop: str = "1%",
 ) -> Entrant:
     """What fewbits hands over for one recipe, in the engine and at the precision that it names."""
 
@@ -135,6 +140,7 @@ def fewbits(
             source=str(source()),
             calibration=str(calibration()),
             recipe=recipe,
+            max_drop=max_drop,
             out=str(cached(f"fewbits/{source().stem}-{recipe}")),
         ).value
         settings = EngineSettings(**made["settings"])

@@ -12,7 +12,7 @@ from bench.table import THREADS
 SMALLER = "50%"  # rules out the original in any engine, so that what is handed over is a compressed file
 
 
-def compress(source: str, calibration: str, recipe: str, out: str) -> dict[str, Any]:
+def compress(source: str, calibration: str, recipe: str, max_drop: str, out: str) -> dict[str, Any]:
     """Compress with one recipe, for speed: the file handed over, how it is to be run, and a note.
 
     Only calibration data is given, so nothing is tuned on what this benchmark scores; fewbits keeps every fourth
@@ -21,7 +21,13 @@ def compress(source: str, calibration: str, recipe: str, out: str) -> dict[str, 
     import fewbits as fb
 
     result = fb.compress(
-        source, calibration, recipe=recipe, threads=THREADS, max_size=SMALLER, out=_place(out)
+        source,
+        calibration,
+        recipe=recipe,
+        max_drop=max_drop,
+        max_size=SMALLER,
+        threads=THREADS,
+        out=_place(out),
     )
     loaded = fb.load(result.folder)
     shown = result.report.shown

@@ -120,7 +120,7 @@ def _distance(one: Measured, limits: Limits) -> tuple[float, float]:
     if limits.max_drop is not None:
         missed += max(0.0, drop - limits.max_drop) / max(limits.max_drop, 1e-9)
     if limits.max_bytes is not None:
-        missed += max(0.0, one.size_bytes / limits.max_bytes - 1)
+        missed += max(0.0, one.size_bytes / max(limits.max_bytes, 1) - 1)
     if limits.min_speedup is not None:
         missed += max(0.0, limits.min_speedup / max(one.speedup or 1e-9, 1e-9) - 1)
     return missed, drop

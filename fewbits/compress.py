@@ -28,6 +28,7 @@ from fewbits.measure.quality import MetricName, Reference, score
 from fewbits.measure.size import artifact_bytes
 from fewbits.models.model import Model, open_model
 from fewbits.observe import observe
+from fewbits.planning.plan import Placement
 from fewbits.planning.recipe import ResolvedRecipe
 from fewbits.planning.stats import Stats
 from fewbits.samples import Feeds, Samples, open_samples, synthetic
@@ -275,10 +276,15 @@ def _observe(run: Run, planned: Sequence[Draft]) -> Stats | None:
 def _write(run: Run, planned: Sequence[Draft], stats: Stats | None) -> list[Written]:
     """Decide, write and read back every draft."""
     written: list[Written] = []
+    placed: set[tuple[str, str, Placement]] = set()
     with run.stage("write"), one_torch_thread():
         for number, draft in enumerate(planned):
             run.progress("write", number, len(planned))
             placement = run.model.place(draft.assigned, draft.target)
+            which = (draft.recipe.name, draft.target.engine, placement)
+            if which in placed:  # two of the engine's placements come to the same in this model
+                continue
+            placed.add(which)
             plan = decide(draft.recipe, draft.assigned, placement, stats, draft.target, run.model.weight)
             if not plan.weights:
                 run.notes.append(f"recipe {draft.recipe.name!r}: every layer is too small to gain anything")

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from fewbits.methods.gptq import damped_covariance, round_with_compensation
+from fewbits.methods.gptq import damped_covariance, equal_rows, round_with_compensation
 from fewbits.methods.patches import patches
 from fewbits.methods.range_search import search
 from fewbits.methods.smooth_quant import Smoothing, fake_quantize, find_smoothing
@@ -121,6 +121,9 @@ def _layer(
     if a.weights is None and a.activations is None:
         return LayerPlan(layer.name, layer.op, layer.node, float_reason="the recipe keeps it in float")
     activation = next((plan for (node, _), plan in inputs.items() if node == layer.node), None)
+    if not layer.weights and activation is None:
+        why = "products of two activations are no faster on codes"
+        return LayerPlan(layer.name, layer.op, layer.node, float_reason=why)
     plans = []
     for info in layer.weights:
         assert a.weights is not None
@@ -157,11 +160,12 @@ def _compensate(
     noise = activation.scale**2 / 12
     codes = q.codes.movedim(info.channel_axis, 0).reshape(rows.shape).float()
     if columns <= MAX_COLUMNS:
+        seen = [equal_rows(x) for x in exact] if a.layer.kind == "linear" else exact
         limit = int(codes.abs().max())
         codes = torch.stack(
             [
                 round_with_compensation(row, damped_covariance(x, noise), step, -limit, limit)
-                for row, x, step in zip(rows, exact, steps, strict=True)
+                for row, x, step in zip(rows, seen, steps, strict=True)
             ]
         )
     if a.layer.kind == "linear":

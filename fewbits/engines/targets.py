@@ -7,12 +7,27 @@ from dataclasses import replace
 from fewbits.engines.cpu import Cpu
 from fewbits.planning.target import Target
 
+MOVERS = (
+    "MaxPool",
+    "Pad",
+    "Reshape",
+    "Squeeze",
+    "Unsqueeze",
+    "Flatten",
+    "Identity",
+    "Transpose",
+    "Slice",
+    "Expand",
+)
+
 _OPENVINO = Target(
     engine="openvino",
     placement="inputs",
     activation_qtype="uint8",  # with int8 ones it may refuse the file
     quantize_outputs=False,  # it fuses the requantization of the next input by itself
     quantize_residuals=False,  # the sum is fused in float, which keeps 2 to 3 dB
+    # Moving codes about takes longer than moving floats, which it fuses with what reads them.
+    moves_through=frozenset(("MaxPool", "Pad")),
     repeat_after_layout=False,  # low-precision transformations move the quantization through layout operators
     dynamic_int8=False,  # DynamicQuantizeLinear runs slower than float
     rounds_activations=True,  # dynamic quantization in groups: faster than float, at about 45 dB
@@ -32,6 +47,7 @@ TARGETS: dict[str, tuple[Target, ...]] = {
             activation_qtype="uint8",  # int8 activations run about 3 times slower
             quantize_outputs=True,  # QLinearConv needs a quantized output; else the convolution runs in float
             quantize_residuals=True,  # QLinearAdd; else codes are brought back and forth
+            moves_through=frozenset(MOVERS),
             repeat_after_layout=True,  # a layout operator runs on codes only between two pairs of the same scale
             dynamic_int8=True,  # MatMulInteger, fused with its scale
             rounds_activations=False,  # only in block-quantized products, whose weights it would round as well

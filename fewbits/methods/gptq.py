@@ -54,6 +54,12 @@ def _inverse_factor(matrix: Tensor) -> Tensor:
     return torch.linalg.solve_triangular(upper, torch.eye(len(matrix)), upper=True)
 
 
+def equal_rows(inputs: Tensor) -> Tensor:
+    """Rows, float32 [n, k], brought to the same energy, that of their mean: no token outweighs the others."""
+    energy = inputs.square().sum(dim=1, keepdim=True)
+    return inputs * (energy.mean() / energy.clamp(min=1e-30)).sqrt()
+
+
 def damped_covariance(inputs: Tensor, noise: float) -> Tensor:
     """Covariance of input rows, float32 [n, k], plus the variance that rounding the inputs adds to each.
 

@@ -17,6 +17,7 @@ class Target:
         activation_qtype: the format static int8 activations are written in; None where static int8 gains nothing.
         quantize_outputs: results of convolutions are quantized as well, so that what follows reads codes.
         quantize_residuals: both inputs of an Add behind a convolution are quantized.
+        moves_through: operators that only move values, which run on codes: quantization goes in front of them.
         repeat_after_layout: an operator that only moves values is run on codes where its output is quantized
             again with its input's range; otherwise the engine moves the quantization through it by itself.
         dynamic_int8: activations quantized at run time are multiplied by int8 kernels.
@@ -30,6 +31,7 @@ class Target:
     activation_qtype: str | None
     quantize_outputs: bool
     quantize_residuals: bool
+    moves_through: frozenset[str]
     repeat_after_layout: bool
     dynamic_int8: bool
     rounds_activations: bool
