@@ -24,6 +24,7 @@ from fewbits.measure.quality import MetricName
 from fewbits.measure.size import artifact_bytes, artifact_files
 from fewbits.planning.plan import LayerPlan, Plan, WeightPlan
 from fewbits.planning.recipe import Recipe, ResolvedRecipe, Rule, write_recipe
+from fewbits.planning.target import WeightForm
 from fewbits.report import record as r
 from fewbits.report.histogram import histogram
 from fewbits.report.html import render
@@ -36,7 +37,11 @@ METRICS: dict[MetricName, tuple[str, str]] = {
     "agreement": ("%", "share of samples whose largest output is the original's"),
     "cosine": ("%", "mean cosine of the outputs with the original's, times 100"),
 }
-FORMS = {"cast_mul": "Cast + Mul", "dequantize": "DequantizeLinear"}
+FORMS: dict[WeightForm, str] = {
+    "cast_mul": "Cast + Mul",
+    "cast_twice_mul": "Cast + Cast + Mul",
+    "dequantize": "DequantizeLinear",
+}
 DESCRIBED_SAMPLES = 8  # are run for the error of every layer's output
 
 
@@ -226,7 +231,7 @@ def _form_of(plan: Plan, layer: LayerPlan, weight: WeightPlan) -> str:
         return "Gather codes, then scale"
     if layer.dynamic and plan.target.dynamic_int8:
         return "MatMulInteger"
-    return "QDQ" if layer.static else FORMS[plan.target.weight_form(weight.scheme.qtype) or "dequantize"]
+    return "QDQ" if layer.static else FORMS[plan.form(layer, weight)]
 
 
 def _folded(file: Written) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -17,7 +18,8 @@ def check_place(out: Path) -> None:
     """Make sure that ``out`` can be written: nothing is there, or what fewbits wrote before.
 
     Raises:
-        InputError: ``out`` is a file, or a folder that fewbits did not write, or its parent cannot be written.
+        InputError: ``out`` is a file, a mount point, or a folder that fewbits did not write, or its parent cannot be
+            written.
     """
     if out.is_symlink() or (out.exists() and not out.is_dir()):
         raise InputError(f"{out}: is there and is not a folder; give another --out")
@@ -25,7 +27,11 @@ def check_place(out: Path) -> None:
         raise InputError(
             f"{out}: a folder that fewbits did not write (no {REPORT} of its own); give another --out"
         )
-    parent = out.absolute().parent
+    if os.path.ismount(out):
+        raise InputError(
+            f"{out}: a mount point, which cannot be replaced as a whole; give a folder inside it"
+        )
+    parent = out.resolve().parent
     if not parent.is_dir():
         raise InputError(f"{out}: the folder {parent} does not exist; make it, or give another --out")
     try:
@@ -39,25 +45,29 @@ def check_place(out: Path) -> None:
 def replacing(out: Path) -> Iterator[Path]:
     """A temporary sibling of ``out`` to fill; it takes the place of ``out`` at the end, or vanishes on an error."""
     check_place(out)
-    folder = Path(tempfile.mkdtemp(prefix=".fewbits-", dir=out.absolute().parent))
+    out = out.resolve()
+    folder = Path(tempfile.mkdtemp(prefix=".fewbits-", dir=out.parent))
     try:
         yield folder
         folder.chmod(0o755)
-        previous = None
-        if out.exists():
-            previous = Path(tempfile.mkdtemp(prefix=".fewbits-", dir=out.absolute().parent)) / "previous"
-            out.rename(previous)
-        try:
-            folder.rename(out)
-        except OSError:
-            if previous is not None:
-                previous.rename(out)
-            raise
-        if previous is not None:
-            shutil.rmtree(previous.parent)
+        _exchange(folder, out)
     finally:
         if folder.exists():
             shutil.rmtree(folder)
+
+
+def _exchange(folder: Path, out: Path) -> None:
+    """Put ``folder`` in the place of ``out``; what was there comes back where that fails or is interrupted."""
+    with tempfile.TemporaryDirectory(prefix=".fewbits-", dir=out.parent) as aside:
+        previous = Path(aside) / "previous"
+        try:
+            if out.exists():
+                out.rename(previous)
+            folder.rename(out)
+        except BaseException:
+            if previous.exists() and not out.exists():
+                previous.rename(out)
+            raise
 
 
 def _ours(folder: Path) -> bool:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fewbits.planning.scheme import Scheme
-from fewbits.planning.target import Target
+from fewbits.planning.target import Target, WeightForm
 
 if TYPE_CHECKING:
     from fewbits.numerics import QTensor
@@ -133,6 +133,16 @@ class Plan:
     target: Target
     layers: tuple[LayerPlan, ...]
     activations: tuple[ActivationPlan, ...]
+
+    def form(self, layer: LayerPlan, weight: WeightPlan) -> WeightForm:
+        """How the codes of a layer's weight are written for the target."""
+        q = weight.codes
+        if layer.static:
+            return "dequantize"
+        terms = None
+        if layer.op in ("MatMul", "Gemm") and q is not None and q.channel_axis is not None:
+            terms = q.codes.numel() // q.codes.shape[q.channel_axis]
+        return self.target.weight_form(weight.scheme.qtype, terms) or "dequantize"
 
     @property
     def weights(self) -> Mapping[str, WeightPlan]:

@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from typing import Literal
 
-WeightForm = Literal["dequantize", "cast_mul"]
-"""How codes of weight-only layers are written: DequantizeLinear, or Cast and Mul."""
+WeightForm = Literal["dequantize", "cast_mul", "cast_twice_mul"]
+"""How codes of weight-only layers are written: DequantizeLinear; Cast and Mul; or with a Cast to int32 before, which
+keeps an engine from multiplying compressed weights: it brings them back when it loads the file."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class Target:
         dynamic_int8: activations quantized at run time are multiplied by int8 kernels.
         rounds_activations: the engine can be told to round the activations of weight-only linear layers as they come.
         weight_forms: per weight format, the form that this engine runs fastest; a format not listed gains nothing.
+        wrong_odd_sums: products of compressed weights come out wrong where the sum has an odd number of terms.
         saturates: sums of two 8-bit products can overflow 16 bits (AVX2 without VNNI), so weights use 7 bits.
     """
 
@@ -36,8 +38,14 @@ class Target:
     dynamic_int8: bool
     rounds_activations: bool
     weight_forms: tuple[tuple[str, WeightForm], ...]
+    wrong_odd_sums: bool = False
     saturates: bool = False
 
-    def weight_form(self, qtype: str) -> WeightForm | None:
-        """The form for weights of that format; None where this engine has none worth writing."""
-        return dict(self.weight_forms).get(qtype)
+    def weight_form(self, qtype: str, terms: int | None = None) -> WeightForm | None:
+        """The form for weights of that format; None where this engine has none worth writing.
+
+        ``terms``: of each sum that a linear layer computes.
+        """
+        form = dict(self.weight_forms).get(qtype)
+        odd = self.wrong_odd_sums and terms is not None and terms % 2 == 1
+        return "cast_twice_mul" if odd and form == "cast_mul" else form

@@ -57,12 +57,11 @@ def _write_codes(encoder: Encoder, plan: Plan, layer: LayerPlan, node: ir.Node, 
         _write_dynamic(encoder, layer, node, names)
         return
     for weight in layer.weights:
-        form = "dequantize" if layer.static else plan.target.weight_form(weight.scheme.qtype)
         index = next(i for i, v in enumerate(node.inputs) if v is not None and v.name == weight.name)
         like = node.inputs[index]
         assert like is not None
         stem = names[layer.node, weight.name]
-        node.replace_input_with(index, encoder.weight(stem, weight, form or "dequantize", node, like))
+        node.replace_input_with(index, encoder.weight(stem, weight, plan.form(layer, weight), node, like))
     if layer.bias is not None:
         _write_bias(encoder, layer, node)
 

@@ -112,9 +112,9 @@ class Encoder:
         if plan.codes is None:
             stored = self.constant(f"{stem}_{plan.scheme.qtype}", narrow(plan), plan.scheme.qtype)
             return self.node("Cast", [stored], before, f"{stem}_f32", like, to=_float32())
-        if form == "cast_mul":
-            return self._cast_mul(stem, plan.codes, before, like)
-        return self._dequantize(stem, plan.codes, before, like)
+        if form == "dequantize":
+            return self._dequantize(stem, plan.codes, before, like)
+        return self._cast_mul(stem, plan.codes, before, like, through_int32=form == "cast_twice_mul")
 
     def dynamic(self, stem: str, plan: WeightPlan, node: ir.Node) -> ir.Value:
         """A linear layer's product with the activation quantized as it comes: float32, without the bias."""
@@ -177,12 +177,16 @@ class Encoder:
             "DequantizeLinear", inputs, before, f"{name}_f32", like, axis=axis, block_size=q.group_size
         )
 
-    def _cast_mul(self, name: str, q: QTensor, before: ir.Node, like: ir.Value) -> ir.Value:
+    def _cast_mul(
+        self, name: str, q: QTensor, before: ir.Node, like: ir.Value, through_int32: bool
+    ) -> ir.Value:
         if q.group_size is not None:
             raise InputError(
                 f"weight {name!r}: groups cannot be written as Cast and Mul; use a scale per channel"
             )
         codes = self.constant(f"{name}_codes", q.codes.numpy(), q.qtype.name)
+        if through_int32:
+            codes = self.node("Cast", [codes], before, f"{name}_int32", like, "int32", to=_int32())
         wide = self.node("Cast", [codes], before, f"{name}_cast", like, to=_float32())
         if q.zero_point is not None:
             zero = self.constant(f"{name}_offset", _spread(q, q.zero_point).astype(np.float32))
@@ -231,6 +235,12 @@ def _float32() -> int:
     import onnx_ir as ir
 
     return int(ir.DataType.FLOAT)
+
+
+def _int32() -> int:
+    import onnx_ir as ir
+
+    return int(ir.DataType.INT32)
 
 
 def _scale(name: str, q: QTensor) -> torch.Tensor:

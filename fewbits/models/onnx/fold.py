@@ -1,4 +1,6 @@
-"""Bring a graph into the plain form that planning reads: constants folded, batch norm in the convolution."""
+"""Bring a graph into the plain form that planning reads: constants folded, batch norm in the convolution.
+
+What narrow floats would ruin is written so that they do not (see ``variance``)."""
 
 from __future__ import annotations
 
@@ -7,10 +9,11 @@ from typing import TYPE_CHECKING
 
 from fewbits.errors import InputError
 from fewbits.models.onnx.codes import brings_back
+from fewbits.models.onnx.constants import constant
 from fewbits.models.onnx.opset import raise_opset
+from fewbits.models.onnx.variance import two_pass_variance
 
 if TYPE_CHECKING:
-    import numpy as np
     import onnx_ir as ir
 
 LAYOUT_OPS = ("Transpose", "Reshape", "Cast", "Squeeze", "Unsqueeze", "Identity")
@@ -53,6 +56,9 @@ def fold(model: ir.Model) -> ir.Model:
         if node.op_type == "Gemm":
             _plain_gemm(copy.graph, node)
     passes.ShapeInferencePass()(copy)
+    if two_pass_variance(copy.graph):
+        passes.RemoveUnusedNodesPass()(copy)
+        passes.ShapeInferencePass()(copy)
     _name_nodes(copy.graph)
     return copy
 
@@ -101,23 +107,12 @@ def _times(graph: ir.Graph, node: ir.Node, value: ir.Value, factor: float) -> ir
     name = f"{value.name}_times_{factor:g}_for_{node.outputs[0].name}"
     if value.const_value is not None:
         array = value.const_value.numpy()
-        return _constant(graph, name, (array * np.array(factor, array.dtype)))
+        return constant(graph, name, (array * np.array(factor, array.dtype)))
     assert value.dtype is not None
-    scalar = _constant(graph, f"{name}_factor", np.array(factor, value.dtype.numpy()))
+    scalar = constant(graph, f"{name}_factor", np.array(factor, value.dtype.numpy()))
     result = ir.Value(name=name, type=value.type, shape=value.shape)
     graph.insert_before(node, ir.node("Mul", [value, scalar], outputs=[result]))
     return result
-
-
-def _constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
-    import onnx_ir as ir
-
-    tensor = ir.tensor(array, name=name)
-    value = ir.Value(
-        name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
-    )
-    graph.register_initializer(value)
-    return value
 
 
 def _name_nodes(graph: ir.Graph) -> None:
