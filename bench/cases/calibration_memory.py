@@ -9,6 +9,7 @@ from bench.process import JobError, call
 from bench.table import CaseResult, Check, Column, Row
 
 FEW, MANY = 64, 1024
+HELD_OUT = 128
 COLUMNS = (
     Column("few", f"MB, {FEW} samples", "{:.0f}"),
     Column("many", f"MB, {MANY} samples", "{:.0f}"),
@@ -41,6 +42,7 @@ def _row(name: str, role: str, job: str, out: str, tell: Tell) -> Row:
                 job,
                 source=str(models.resnet18()),
                 calibration=str(data.large_images("train", samples)),
+                held_out=str(data.large_images("test", HELD_OUT)),
                 out=str(cached(f"memory/{samples}-{out}")),
             )
         except (MissingError, JobError) as error:

@@ -18,25 +18,14 @@ COLUMNS = (Column("seconds", "seconds, median", "{:.1f}"), Column("slowest", "sl
 
 def measure(tell: Tell) -> CaseResult:
     """See `Case.measure`."""
-    source = str(models.minilm())
-    calibration = str(data.minilm_calibration(256, 64))
+    given = {
+        "source": str(models.minilm()),
+        "calibration": str(data.minilm_calibration(256, 64)),
+        "held_out": str(data.minilm_paragraphs(64)),
+    }
     jobs: dict[str, Callable[[], float]] = {
-        NNCF: lambda: (
-            call(
-                "bench.jobs:nncf_seconds",
-                source=source,
-                calibration=calibration,
-                out=str(cached("times/nncf.xml")),
-            ).value
-        ),
-        FEWBITS: lambda: (
-            call(
-                "bench.jobs:fewbits_seconds",
-                source=source,
-                calibration=calibration,
-                out=str(cached("times/fewbits")),
-            ).value
-        ),
+        NNCF: lambda: call("bench.jobs:nncf_seconds", **given, out=str(cached("times/nncf.xml"))).value,
+        FEWBITS: lambda: call("bench.jobs:fewbits_seconds", **given, out=str(cached("times/fewbits"))).value,
     }
     times: dict[str, list[float]] = {name: [] for name in jobs}
     errors: dict[str, str] = {}
