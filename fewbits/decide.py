@@ -56,11 +56,15 @@ def decide(
     activations = []
     for site in placement.sites:
         assert stats is not None and default is not None
-        readers = [by_node[edge.node] for edge in site.readers if edge.node in by_node]
+        readers = [by_node[edge.node] for edge in (*site.readers, *site.through) if edge.node in by_node]
         scheme = next((a.activations for a in readers if a.activations is not None), default)
         smoothing = _smoothing(site, readers, scheme, stats, target, weights) if recipe.smooth else None
         activations.append(_activation(site, scheme, stats, smoothing))
-    inputs = {(edge.node, edge.index): plan for plan in activations for edge in plan.site.readers}
+    inputs = {
+        (edge.node, edge.index): plan
+        for plan in activations
+        for edge in (*plan.site.readers, *plan.site.through)
+    }
     plans = tuple(_layer(a, recipe, inputs, stats, target, weights) for a in by_node.values())
     return Plan(recipe.name, target, plans, tuple(activations))
 
@@ -70,7 +74,7 @@ def _smoothing(
 ) -> Smoothing | None:
     """A divisor for an activation that only linear layers read; it is kept only where it helps."""
     linear = all(a.layer.kind == "linear" and a.activations is not None for a in readers)
-    if site.range_of != site.tensor or not linear or len(readers) != len(site.readers):
+    if site.through or site.range_of != site.tensor or not linear or len(readers) != len(site.readers):
         return None
     seen = stats[site.tensor]
     if seen.examples is None or seen.channel_low is None or seen.channel_high is None:
@@ -141,6 +145,8 @@ def _layer(
         assert stats is not None
         plans[0], shift = _compensate(a, plans[0], activation, stats)
     bias = _bias(a, plans, shift, inputs, weights)
+    if bias is not None and bias.scale is None and activation is not None and layer.op != "MatMul":
+        plans[0] = _with_room(plans[0], layer.weights[0], bias, activation)
     return LayerPlan(layer.name, layer.op, layer.node, tuple(plans), a.activations, bias)
 
 
@@ -223,6 +229,24 @@ def _bias(
     codes = np.abs(values / np.maximum(scale, SMALLEST_SCALE))
     exact = layer.op != "MatMul" and (scale >= SMALLEST_SCALE).all() and (codes < LARGEST_CODE).all()
     return BiasPlan(layer.bias, values.astype(np.float32), scale if exact else None)
+
+
+def _with_room(plan: WeightPlan, info: WeightInfo, bias: BiasPlan, activation: ActivationPlan) -> WeightPlan:
+    """Larger steps for channels with next to no weights, so that their products' scale can hold their bias.
+
+    ONNX Runtime brings a float bias to int32 by itself, in that scale, whether it fits or not.
+    """
+    q = plan.codes
+    assert q is not None and q.scale is not None
+    needed = np.maximum(np.abs(bias.values) / (LARGEST_CODE // 2), 2 * SMALLEST_SCALE) / activation.scale
+    scale = torch.maximum(q.scale, torch.from_numpy(needed.astype(np.float32)))
+    shape = [1] * q.codes.dim()
+    shape[info.channel_axis] = -1
+    fresh = (torch.from_numpy(plan.values) / scale.reshape(shape)).round()
+    kept = (scale == q.scale).reshape(shape)
+    return replace(
+        plan, codes=replace(q, scale=scale, codes=torch.where(kept, q.codes, fresh.to(q.codes.dtype)))
+    )
 
 
 def _quantize(values: torch.Tensor, scheme: Scheme, info: WeightInfo, target: Target) -> QTensor:

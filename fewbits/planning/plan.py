@@ -29,12 +29,14 @@ class Site:
 
     ``range_of`` names the tensor whose range it takes: itself, or the one that a layout operator hands on.
     ``fixed_range`` is set where the operator that makes the tensor bounds it (softmax, sigmoid, tanh).
+    ``through`` are the inputs of layers that the result reaches through operators that only move values.
     """
 
     tensor: str
     readers: tuple[Edge, ...]
     range_of: str
     fixed_range: tuple[float, float] | None = None
+    through: tuple[Edge, ...] = ()
 
 
 @dataclass(frozen=True)

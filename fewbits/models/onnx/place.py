@@ -56,6 +56,7 @@ class _Wanted:
     def __init__(self) -> None:
         self.readers: dict[ir.Value, dict[Edge, None]] = {}
         self.range_of: dict[ir.Value, ir.Value] = {}
+        self.through: dict[ir.Value, dict[Edge, None]] = {}
 
     def add(self, value: ir.Value, edges: Iterable[Edge]) -> None:
         self.readers.setdefault(value, {}).update(dict.fromkeys(edges))
@@ -70,7 +71,8 @@ class _Wanted:
             readers = tuple(self.readers[value])
             if readers:
                 root = self.range_of.get(value, value)
-                sites.append(Site(value.name or "", readers, root.name or "", _fixed_range(root)))
+                through = tuple(self.through.get(value, ()))
+                sites.append(Site(value.name or "", readers, root.name or "", _fixed_range(root), through))
         return Placement(tuple(sites))
 
 
@@ -128,4 +130,5 @@ def _hoist(value: ir.Value, wanted: _Wanted, target: Target) -> None:
             wanted.range_of[below] = chain[-1]
             wanted.readers.setdefault(below, {})
         else:
+            wanted.through.setdefault(chain[-1], {}).update(wanted.readers[below])
             wanted.readers[below] = {}
