@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import sys
 from collections.abc import Iterator, Mapping
@@ -43,7 +44,7 @@ class OpenVinoEngine:
 
     def precisions(self, cpu: Cpu) -> tuple[str, ...]:
         """f32, and each 16-bit float that both ``cpu`` and the engine's CPU plugin have."""
-        capabilities = set(library().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+        capabilities = set(_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
         return tuple(
             name
             for name, (_, capability, isa) in _PRECISIONS.items()
@@ -52,14 +53,14 @@ class OpenVinoEngine:
 
     def prepare(self) -> None:
         """See `Engine.prepare`; loads the CPU plugin as well."""
-        library().Core().get_versions("CPU")
+        _core().get_versions("CPU")
 
     def compile(
         self, path: str | Path, settings: EngineSettings, static_shapes: Shapes | None = None
     ) -> OpenVinoSession:
         """See `Engine.compile`."""
         path = existing_file(path)
-        core = library().Core()
+        core = _core()
         try:
             model = core.read_model(path)
         except Exception as error:
@@ -139,6 +140,17 @@ def _result_name(output: Any) -> str:
     """The name the file gives an output: its result node is called "name/sink_port_0"."""
     stem = output.node.friendly_name.rsplit("/sink_port_", 1)[0]
     return stem if stem in output.get_names() else output.get_any_name()
+
+
+@functools.cache
+def _core() -> Any:
+    """The one Core of this process, which is never given back.
+
+    The CPU plugin of a Core sets a signal stack of its own for the thread, and puts the one before back when it goes.
+    Where an earlier Core had gone by then, that one was unmapped, and the next signal, such as Ctrl-C, was a
+    segmentation fault (OpenVINO 2026.4).
+    """
+    return library().Core()
 
 
 def library() -> ModuleType:
