@@ -15,7 +15,6 @@ from fewbits.models.onnx.codes import count_layers_in_codes
 from fewbits.models.onnx.fold import fold
 from fewbits.models.onnx.layers import check_weights, find_layers
 from fewbits.models.onnx.load import OnnxSource, initializers, load
-from fewbits.models.onnx.names import Names
 from fewbits.models.onnx.place import place
 from fewbits.models.onnx.verify import bytes_by_dtype, read_back
 from fewbits.models.onnx.write import write
@@ -89,7 +88,7 @@ class OnnxModel:
 
     def read_back(self, path: Path, plan: Plan) -> Mapping[str, int]:
         """Compare a written file with its plan; see :func:`fewbits.models.onnx.verify.read_back`."""
-        return read_back(path, plan, self.info, Names(self.folded.graph))
+        return read_back(path, plan, self.info, self.folded.graph)
 
     def spell_out(self, plan: Plan, path: Path) -> None:
         """Write the plan's own arithmetic in plain float operators."""
