@@ -97,7 +97,7 @@ def describe(
             metric_limit=None if limits.max_drop is None else figures.original_score - limits.max_drop,
             size_limit_bytes=limits.max_bytes,
             latency_limit_ms=None
-            if limits.min_speedup is None or figures.reference.latency is None
+            if not limits.min_speedup or figures.reference.latency is None
             else figures.reference.latency.p50_ms / limits.min_speedup,
         ),
         chosen=choice.chosen,

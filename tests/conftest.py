@@ -27,6 +27,18 @@ def shared_data():
 @pytest.fixture
 def short_measuring(monkeypatch):
     """Latencies from two short rounds: enough to see that they are there."""
+    _shorten(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def short_measuring_in_module():
+    """The same for what a module's fixtures compress."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        _shorten(monkeypatch)
+        yield
+
+
+def _shorten(monkeypatch):
     short = functools.partial(measure_latency, rounds=2, block_seconds=0.005)
     # By its place in sys.modules: the name fewbits.compress is the function's.
     monkeypatch.setattr(importlib.import_module("fewbits.compress"), "measure_latency", short)
