@@ -161,8 +161,9 @@ def open_samples(data: Any, inputs: tuple[TensorInfo, ...], name: str = "data") 
         name: what to call it in messages, where it is not a file.
 
     Raises:
-        InputError: a missing or unreadable file, or something that is none of these.
+        InputError: a missing or unreadable file, or something that is none of these; a model with a scalar input.
     """
+    _refuse_scalars(inputs)
     if isinstance(data, (str, Path)):
         path = Path(data)
         if not path.is_file():
@@ -189,8 +190,22 @@ def open_samples(data: Any, inputs: tuple[TensorInfo, ...], name: str = "data") 
     )
 
 
+def _refuse_scalars(inputs: tuple[TensorInfo, ...]) -> None:
+    scalars = [str(info) for info in inputs if not info.shape]
+    if scalars:
+        raise InputError(
+            f"the model's input {', '.join(scalars)} is a scalar, which no sample can have one of; "
+            "make it a constant in the model, and export it again"
+        )
+
+
 def synthetic(info: ModelInfo, seed: int, count: int = 16) -> Samples:
-    """Random samples for a model that came without data: normal floats, integers that its embeddings have rows for."""
+    """Random samples for a model that came without data: normal floats, integers that its embeddings have rows for.
+
+    Raises:
+        InputError: an input is a scalar.
+    """
+    _refuse_scalars(info.inputs)
     rng = np.random.default_rng(seed)
     feeds = {}
     for one in info.inputs:

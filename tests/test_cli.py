@@ -227,7 +227,9 @@ def test_the_report_is_true_of_the_numbers(job):
     reference = next(one for one in report["candidates"] if one["name"] == report["reference"])
     assert reference["latency_ms"]["p50"] == fastest
     for one in report["candidates"]:
-        if one["error"] is not None:  # OpenVINO 2026.4 gets int8 products of few rows wrong, and it is noticed
+        if (
+            one["error"] is not None
+        ):  # OpenVINO 2026.4 gets int8 products of few rows wrong, and it is noticed
             assert job.tiny is MLP and one["recipe"] == "w8a8" and one["engine"] == "openvino"
             assert "does not compute what the plan says" in one["error"]
             assert one["met"] is None

@@ -376,6 +376,17 @@ def test_the_users_arrays_are_not_changed():
         assert np.array_equal(data[name], array)
 
 
+def test_a_model_with_a_scalar_input_is_refused():
+    """As of a sampling rate: there is no axis along which samples could have one each."""
+    inputs = (*ONE, TensorInfo("rate", "int64", ()))
+    for refused in (
+        lambda: open_samples({"x": rows(), "rate": np.int64(16000)}, inputs),
+        lambda: synthetic(ModelInfo(inputs, (), ()), 0),
+    ):
+        with pytest.raises(InputError, match=r"rate int64\[\] is a scalar"):
+            refused()
+
+
 # --- no data ----------------------------------------------------------------------------------------------------
 
 
