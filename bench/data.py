@@ -88,6 +88,19 @@ def minilm_paragraphs(tokens: int = 128) -> Path:
     return path
 
 
+def digits() -> tuple[Path, Path]:
+    """256 of the digits that train, to calibrate with, and the 597 others with their labels."""
+    from fewbits.demo import CALIBRATED, TRAINED
+    from fewbits.demo import digits as load
+
+    calibration, scored = cached("digits_calibration.npz"), cached("digits_scored.npz")
+    if not scored.is_file():
+        x, labels = load()
+        _save(calibration, image=x[:CALIBRATED])
+        _save(scored, image=x[TRAINED:], labels=labels[TRAINED:])
+    return calibration, scored
+
+
 def magika_calibration() -> Path:
     """This project's own files, as they are and packed, in Magika's input form: `bytes` int32 [rows, 2048].
 

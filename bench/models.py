@@ -54,6 +54,13 @@ def resnet56() -> Path:
     return _once("resnet56.onnx", lambda path: _export_images(cifar_resnet_module(56), 32, path))
 
 
+def depthwise() -> Path:
+    """A depthwise-separable net trained on the digits: float32 [batch, 1, 8, 8] to logits [batch, 10]."""
+    from bench.depthwise import write
+
+    return _once("depthwise.onnx", write)
+
+
 def magika() -> Path:
     """Google's file-type classifier as published: int32 [batch, 2048] to probabilities [batch, 214]."""
     return shared("magika_v3_3.onnx")

@@ -47,6 +47,33 @@ def refusal(source: str, calibration: str, precision: str, out: str) -> list[str
     return [f"{one.name}: {reason}" for one in originals for reason in one.failed]
 
 
+def fallbacks(source: str, calibration: str, scored: str, out: str) -> dict[str, Any]:
+    """Original, `w8a8` and what falling back made of it, in each engine: score, drop, and layers raised."""
+    import fewbits as fb
+
+    report = fb.compress(
+        source, calibration, eval=scored, recipe="w8a8", threads=THREADS, out=_place(out)
+    ).report
+    rows = []
+    ways = {one.candidate: one for one in report.fallbacks}
+    starts = {one.start for one in report.fallbacks}
+    for one in report.candidates:
+        if one.name == report.reference or one.name in starts or one.name in ways:
+            scores = {"top1": one.metric, "drop": one.drop}
+            if one.name in ways:
+                scores["raised"] = len({layer for step in ways[one.name].steps for layer in step.layers})
+            rows.append(
+                {
+                    "name": one.name,
+                    "role": "float" if one.original else "fewbits",
+                    "scores": scores,
+                    "relative": 100 * (one.drop or 0.0) / (report.metric.original or 1.0),
+                    "layers": ways[one.name].layers if one.name in ways else None,
+                }
+            )
+    return {"rows": rows}
+
+
 def write_seconds(source: str, calibration: str, held_out: str, out: str) -> float:
     """The seconds that reading, calibrating on all of `calibration` and writing w8a8 for OpenVINO took.
 

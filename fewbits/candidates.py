@@ -12,7 +12,7 @@ from fewbits.engines.targets import targets
 from fewbits.errors import InputError
 from fewbits.planning.model_info import ModelInfo
 from fewbits.planning.plan import Plan
-from fewbits.planning.recipe import PRESETS, Assignment, Recipe, ResolvedRecipe, assign, read_recipe
+from fewbits.planning.recipe import PRESETS, Assignment, Recipe, ResolvedRecipe, assign, fitted, read_recipe
 from fewbits.planning.target import Target
 
 ORIGINAL = "original"
@@ -103,6 +103,7 @@ def drafts(
             _check_pins(one, engines, cpu)
             if recipe.needs_data and not has_data:
                 raise InputError(f"recipe {recipe.name!r} needs calibration data; give --data FILE (an .npz)")
+            recipe = fitted(recipe, info)
             assigned = assign(recipe, info)
             if not any(a.weights or a.activations for a in assigned):
                 raise InputError(

@@ -20,6 +20,7 @@ from fewbits.describe import describe
 from fewbits.engines.cpu import Cpu, cpu
 from fewbits.engines.engine import Engine, EngineSettings, available, get
 from fewbits.errors import EngineError, InputError
+from fewbits.fallback import Attempt, Fallback, fall_back, losing
 from fewbits.figures import Figures, Outcome
 from fewbits.handover import check_place, replacing
 from fewbits.loaded import LoadedModel, load
@@ -29,9 +30,10 @@ from fewbits.measure.size import artifact_bytes
 from fewbits.models.model import Model, open_model
 from fewbits.observe import observe
 from fewbits.planning.plan import Placement
-from fewbits.planning.recipe import ResolvedRecipe
+from fewbits.planning.recipe import Recipe, ResolvedRecipe, assign
 from fewbits.planning.stats import Stats
 from fewbits.samples import Feeds, Samples, open_samples, synthetic
+from fewbits.sensitivity import sensitivity
 from fewbits.threads import one_torch_thread
 from fewbits.verify import Checker
 
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
     from fewbits.report.record import Report
 
 SCORING_BATCH = 32
+SENSITIVITY_SAMPLES = 32  # of the calibration data tell which layers hurt most
 CHECKED_SAMPLES = 8  # are run through every written file and held against the plan's own arithmetic
 
 Progress = Callable[[str, int, int], None]
@@ -82,6 +85,14 @@ class Run:
         self.progress(name, 0, 0)
         yield
         self.timings[name] = time.perf_counter() - start
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """What every candidate is scored against, and how."""
+
+    reference: Reference
+    metric: MetricName
 
 
 @dataclass(frozen=True)
@@ -176,14 +187,19 @@ def compress(
         stats = _observe(run, planned)
         written = _write(run, planned, stats)
         tried = _candidates(run, written, recipes)
-        metric, scored = _score(run, tried)
+        scoring, scored = _score(run, tried)
+        resolved = any(one.engine is not None for one in recipes)  # to be made again as it was
+        fallbacks = [] if resolved else _fall_back(run, scored, scoring, stats, asked)
+        scored += [one.last for one in fallbacks]
         outcomes = _verify(run, _measure(run, scored))  # a file that crashes its engine does so in a worker
         figures = Figures(outcomes)
-        choice, limits = _choose(run, outcomes, figures, asked, metric)
+        choice, limits = _choose(run, outcomes, figures, asked)
 
         place = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="fewbits-result-")) / "result"
         with replacing(place) as folder:
-            report = describe(run, outcomes, figures, choice, limits, asked, metric, folder)
+            report = describe(
+                run, outcomes, fallbacks, figures, choice, limits, asked, scoring.metric, folder
+            )
         return Result(report, place)
 
 
@@ -277,7 +293,7 @@ def _write(run: Run, planned: Sequence[Draft], stats: Stats | None) -> list[Writ
     """Decide, write and read back every draft."""
     written: list[Written] = []
     placed: set[tuple[str, str, Placement]] = set()
-    with run.stage("write"), one_torch_thread():
+    with run.stage("write"):
         for number, draft in enumerate(planned):
             run.progress("write", number, len(planned))
             placement = run.model.place(draft.assigned, draft.target)
@@ -285,15 +301,25 @@ def _write(run: Run, planned: Sequence[Draft], stats: Stats | None) -> list[Writ
             if which in placed:  # two of the engine's placements come to the same in this model
                 continue
             placed.add(which)
-            plan = decide(draft.recipe, draft.assigned, placement, stats, draft.target, run.model.weight)
-            if not plan.weights:
+            file = _written(run, draft, stats, run.folder / str(number))
+            if file is None:
                 run.notes.append(f"recipe {draft.recipe.name!r}: every layer is too small to gain anything")
-                continue
-            path = run.folder / str(number) / run.model.artifact_name
-            path.parent.mkdir()
-            run.model.write(plan, path)
-            written.append(Written(path, draft, plan, run.model.read_back(path, plan)))
+            else:
+                written.append(file)
     return written
+
+
+def _written(run: Run, draft: Draft, stats: Stats | None, folder: Path) -> Written | None:
+    """The draft as a file in a new folder; None where no layer gains anything by it."""
+    with one_torch_thread():
+        placement = run.model.place(draft.assigned, draft.target)
+        plan = decide(draft.recipe, draft.assigned, placement, stats, draft.target, run.model.weight)
+    if not plan.weights:
+        return None
+    folder.mkdir(exist_ok=True)
+    path = folder / run.model.artifact_name
+    run.model.write(plan, path)
+    return Written(path, draft, plan, run.model.read_back(path, plan))
 
 
 def _candidates(
@@ -307,23 +333,71 @@ def _candidates(
     return tuple(one for one in tried if one.is_original or pinned in (None, one.settings.precision))
 
 
-def _score(run: Run, tried: Sequence[Candidate]) -> tuple[MetricName, list[Outcome]]:
+def _score(run: Run, tried: Sequence[Candidate]) -> tuple[Scoring, list[Outcome]]:
     """Run every candidate over the scoring samples, against the original's outputs in float32."""
     with run.stage("score"):
-        batch = run.model.batch or SCORING_BATCH
-        reference = _reference(run, tried, batch)
-        metric = reference.metric(run.scoring.has_labels())
+        reference = _reference(run, tried, run.model.batch or SCORING_BATCH)
+        scoring = Scoring(reference, reference.metric(run.scoring.has_labels()))
         outcomes = []
         for number, one in enumerate(tried):
             run.progress("score", number, len(tried))
-            try:
-                session = get(one.settings.engine).compile(one.file.path, one.settings)
-                quality = score(session, run.scoring, batch, reference, metric)
-                value = quality.score if run.evaluate is None else _evaluated(run.evaluate, one)
-                outcomes.append(Outcome(one, quality=quality, score=value))
-            except EngineError as error:
-                outcomes.append(Outcome(one, error=str(error)))
-    return metric, outcomes
+            outcomes.append(_scored(run, one, scoring))
+    return scoring, outcomes
+
+
+def _scored(run: Run, candidate: Candidate, scoring: Scoring) -> Outcome:
+    try:
+        session = get(candidate.settings.engine).compile(candidate.file.path, candidate.settings)
+        batch = run.model.batch or SCORING_BATCH
+        quality = score(session, run.scoring, batch, scoring.reference, scoring.metric)
+        value = quality.score if run.evaluate is None else _evaluated(run.evaluate, candidate)
+        return Outcome(candidate, quality=quality, score=value)
+    except EngineError as error:
+        return Outcome(candidate, error=str(error))
+
+
+def _fall_back(
+    run: Run, scored: Sequence[Outcome], scoring: Scoring, stats: Stats | None, asked: Asked
+) -> list[Fallback]:
+    """Where static files lose more than is allowed, raise their layers until one does not."""
+    original = next(
+        (one.score for one in scored if one.candidate.is_original and one.score is not None), None
+    )
+    if original is None or stats is None or run.calibration is None:
+        return []
+    least = original - parse_drop(asked.max_drop, original)
+    found: list[Fallback] = []
+    with run.stage("fall back"):
+        for start in losing(scored, least):
+            place = run.folder / f"raised-{len(found)}"
+            place.mkdir()
+            feeds = run.calibration.first(run.model.batch or SENSITIVITY_SAMPLES)
+
+            def progress(done: int, total: int) -> None:
+                run.progress("fall back", done, total)
+
+            with one_torch_thread():
+                errors = sensitivity(run.model, start.candidate, stats, feeds, place, progress)
+            found.append(fall_back(start, errors, _attempts(run, start, scoring, stats, place), least))
+    return found
+
+
+def _attempts(run: Run, start: Outcome, scoring: Scoring, stats: Stats, place: Path) -> Attempt:
+    draft = start.candidate.file.draft
+    assert draft is not None
+
+    def attempt(recipe: Recipe) -> Outcome:
+        file = _written(
+            run,
+            replace(draft, recipe=recipe, assigned=assign(recipe, run.model.info)),
+            stats,
+            Path(tempfile.mkdtemp(dir=place)),
+        )
+        assert file is not None
+        name = start.candidate.name.replace(draft.recipe.name, recipe.name, 1)
+        return _scored(run, replace(start.candidate, name=name, file=file), scoring)
+
+    return attempt
 
 
 def _reference(run: Run, tried: Sequence[Candidate], batch: int) -> Reference:
@@ -380,9 +454,7 @@ def _measure(run: Run, outcomes: Sequence[Outcome]) -> list[Outcome]:
     return measured
 
 
-def _choose(
-    run: Run, outcomes: Sequence[Outcome], figures: Figures, asked: Asked, metric: MetricName
-) -> tuple[Choice, Limits]:
+def _choose(run: Run, outcomes: Sequence[Outcome], figures: Figures, asked: Asked) -> tuple[Choice, Limits]:
     """Resolve the limits against the original, and choose."""
     limits = Limits(
         parse_drop(asked.max_drop, figures.original_score),

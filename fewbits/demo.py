@@ -7,6 +7,7 @@ import io
 import logging
 import tempfile
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,16 +31,9 @@ def demo(
     Raises:
         MissingExtraError: scikit-learn, which brings the digits, is not installed.
     """
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise MissingExtraError("the demo needs scikit-learn; run: pip install 'fewbits[demo]'") from error
-    images, labels = load_digits(return_X_y=True)
-    x = (images.reshape(-1, 1, 8, 8) / 16).astype(np.float32)
-    order = np.random.default_rng(0).permutation(len(x))
-    x, labels = x[order], labels[order]
+    x, labels = digits()
     progress("train", 0, EPOCHS)
-    model = train(x[:TRAINED], labels[:TRAINED], progress)
+    model = train(network, x[:TRAINED], labels[:TRAINED], progress)
     with tempfile.TemporaryDirectory(prefix="fewbits-demo-") as folder:
         path = Path(folder) / "digits.onnx"
         export(model, path)
@@ -53,6 +47,21 @@ def demo(
             out=out,
             progress=progress,
         )
+
+
+def digits() -> tuple[np.ndarray, np.ndarray]:
+    """The digits in a fixed random order: float32 [1797, 1, 8, 8] from 0 to 1, and their classes, int64 [1797].
+
+    Raises:
+        MissingExtraError: scikit-learn, which brings them, is not installed.
+    """
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise MissingExtraError("the demo needs scikit-learn; run: pip install 'fewbits[demo]'") from error
+    images, labels = load_digits(return_X_y=True)
+    order = np.random.default_rng(0).permutation(len(images))
+    return (images.reshape(-1, 1, 8, 8) / 16).astype(np.float32)[order], labels[order]
 
 
 def network() -> nn.Module:
@@ -84,8 +93,10 @@ def network() -> nn.Module:
     )
 
 
-def train(x: np.ndarray, labels: np.ndarray, progress: Progress) -> nn.Module:
-    """Train the network for a few seconds; the same data give the same model on the same machine."""
+def train(
+    network: Callable[[], nn.Module], x: np.ndarray, labels: np.ndarray, progress: Progress
+) -> nn.Module:
+    """Train a network for a few seconds; the same data give the same model on the same machine."""
     import torch
 
     torch.manual_seed(0)

@@ -17,6 +17,7 @@ from fewbits.candidates import ORIGINAL, Candidate, Written
 from fewbits.choose import Choice, Limits
 from fewbits.contest import spelled_out
 from fewbits.engines.onnxruntime_engine import literal_session
+from fewbits.fallback import Fallback
 from fewbits.figures import Figures, Outcome
 from fewbits.handover import REPORT
 from fewbits.measure.latency import Ratio
@@ -48,6 +49,7 @@ DESCRIBED_SAMPLES = 8  # are run for the error of every layer's output
 def describe(
     run: Run,
     outcomes: Sequence[Outcome],
+    fallbacks: Sequence[Fallback],
     figures: Figures,
     choice: Choice,
     limits: Limits,
@@ -107,6 +109,7 @@ def describe(
         candidates=tuple(_candidate(run, one, figures, choice, saved) for one in outcomes),
         layers=layers,
         left_in_float=left,
+        fallbacks=tuple(_fallback(one, figures) for one in fallbacks),
         bytes_by_dtype=dict(saved.candidate.file.bytes_by_dtype) if saved else {},
         bytes_by_dtype_original=dict(run.model.bytes_by_dtype()),
         histogram=shown,
@@ -123,6 +126,27 @@ def describe(
     (folder / REPORT).write_text(report.to_json(), encoding="utf-8")
     (folder / "report.html").write_text(render(report), encoding="utf-8")
     return report
+
+
+def _fallback(found: Fallback, figures: Figures) -> r.Fallback:
+    draft = found.start.candidate.file.draft
+    assert draft is not None
+    return r.Fallback(
+        start=found.start.candidate.name,
+        candidate=found.last.candidate.name,
+        layers=sum(a.activations is not None and bool(a.layer.weights) for a in draft.assigned),
+        steps=tuple(
+            r.FallbackStep(
+                layers=step.layers,
+                to=step.to,
+                error_db=step.error_db,
+                metric=step.score,
+                drop=None if step.score is None else figures.original_score - step.score,
+                size_bytes=step.size_bytes,
+            )
+            for step in found.steps
+        ),
+    )
 
 
 def _artifacts(run: Run, saved: Candidate, folder: Path) -> tuple[r.File, ...]:

@@ -250,7 +250,7 @@ def _could_give(model: Model, rest: int, packed: bool, machine: Cpu) -> tuple[Co
             size = rest + _weights_bytes(assigned)
             why_not = "most of its weights have 8 bits or fewer already" if packed else None
             for draft in worth:
-                if draft.recipe is recipe and not packed:
+                if draft.recipe.name == recipe.name and not packed:
                     engines = gains.setdefault(_gain(recipe, assigned, draft.target, machine), [])
                     if draft.target.engine not in engines:
                         engines.append(draft.target.engine)

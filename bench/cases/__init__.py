@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bench.case import Case
-from bench.cases import calibration_memory, calibration_time, cifar, magika, minilm, resnet18
+from bench.cases import calibration_memory, calibration_time, cifar, fallback, magika, minilm, resnet18
 
 CASES: dict[str, Case] = {
     case.name: case
@@ -13,6 +13,7 @@ CASES: dict[str, Case] = {
         cifar.RESNET20,
         cifar.RESNET56,
         magika.CASE,
+        fallback.CASE,
         calibration_time.CASE,
         calibration_memory.CASE,
     )

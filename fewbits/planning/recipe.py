@@ -81,10 +81,9 @@ def assign(recipe: Recipe, info: ModelInfo) -> tuple[Assignment, ...]:
         raise InputError(
             "the model has nothing to quantize: no convolution, linear, embedding or recurrent layer with weights"
         )
+    recipe = fitted(recipe, info)
     for rule in recipe.rules:
         if rule.match != "*" and not any(rule.matches(layer) for layer in info.layers):
-            if recipe.name in PRESETS and rule in PRESETS[recipe.name].rules:
-                continue
             raise InputError(_nothing_matched(recipe.name, rule.match, info.layers))
     assigned = []
     for layer in info.layers:
@@ -93,6 +92,17 @@ def assign(recipe: Recipe, info: ModelInfo) -> tuple[Assignment, ...]:
     _check_groups(recipe.name, assigned)
     _check_products(recipe.name, assigned)
     return tuple(assigned)
+
+
+def fitted(recipe: Recipe, info: ModelInfo) -> Recipe:
+    """A preset without those of its own rules that are for layers which the model does not have."""
+    own = PRESETS[recipe.name].rules if recipe.name in PRESETS else ()
+    kept = (
+        rule
+        for rule in recipe.rules
+        if rule not in own or rule.match == "*" or any(rule.matches(layer) for layer in info.layers)
+    )
+    return replace(recipe, rules=tuple(kept))
 
 
 def _usable(activations: Scheme | None, layer: LayerInfo) -> Scheme | None:

@@ -217,6 +217,31 @@ class Histogram(Record):
         return self
 
 
+class FallbackStep(Record):
+    """Layers raised together: what they cost and what was gained."""
+
+    layers: tuple[str, ...]
+    to: str
+    """The format of their weights from here on: "fp16" or "float"."""
+    error_db: tuple[float, ...] = ()
+    """Of each: the error of the model's outputs with it alone quantized, dB; higher is worse."""
+    metric: Number = None
+    drop: Number = None
+    size_bytes: MaybeCount = None
+
+
+class Fallback(Record):
+    """How a file that lost too much was brought back, layer by layer."""
+
+    start: str
+    """The candidate that lost too much."""
+    candidate: str
+    """The candidate that came of it."""
+    layers: Count
+    """How many layers were quantized at the start."""
+    steps: tuple[FallbackStep, ...]
+
+
 class File(Record):
     """A file beside the report: its path relative to the report, what it is, its bytes."""
 
@@ -247,6 +272,7 @@ class Report(Record):
     candidates: tuple[Candidate, ...] = ()
     layers: tuple[Layer, ...] = ()
     left_in_float: tuple[LeftInFloat, ...] = ()
+    fallbacks: tuple[Fallback, ...] = ()
     bytes_by_dtype: dict[str, Count] = {}
     """The saved file's initializers: bytes per dtype."""
     bytes_by_dtype_original: dict[str, Count] = {}

@@ -29,6 +29,7 @@ def place(graph: ir.Graph, assigned: Iterable[Assignment], target: Target) -> Pl
         target: the engine's row of its capability table.
     """
     nodes = {node.name: node for node in graph}
+    assigned = tuple(assigned)
     static = [a for a in assigned if a.activations is not None and not a.activations.dynamic]
     wanted = _Wanted()
     convolutions = [nodes[a.layer.node] for a in static if a.layer.kind == "conv"]
@@ -38,9 +39,11 @@ def place(graph: ir.Graph, assigned: Iterable[Assignment], target: Target) -> Pl
         for value, edge in _activation_inputs(nodes[a.layer.node], a):
             wanted.add(value, (edge,))
     if target.quantize_outputs:
+        # A layer that was kept in float reads floats, whatever that costs the one before.
+        floats = {a.layer.node for a in assigned if a.activations is None}
         for node in convolutions:
             value = _behind_rectifier(node.outputs[0])
-            wanted.add(value, _readers(value))
+            wanted.add(value, (edge for edge in _readers(value) if edge.node not in floats))
     if target.quantize_residuals:
         outputs = {_behind_rectifier(node.outputs[0]) for node in convolutions}
         for value, edge in _residual_inputs(graph, outputs):

@@ -1,0 +1,66 @@
+"""How much each layer's quantization alone changes the model's outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from fewbits.candidates import Candidate, Draft
+from fewbits.decide import decide
+from fewbits.engines.engine import Session, get
+from fewbits.fallback import alone
+from fewbits.models.model import Model
+from fewbits.planning.stats import Stats
+from fewbits.samples import Feeds
+
+BATCH = 8
+
+
+def sensitivity(
+    model: Model,
+    candidate: Candidate,
+    stats: Stats,
+    feeds: Feeds,
+    folder: Path,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, float]:
+    """Error of the model's outputs with one layer quantized, for each layer whose activations are: dB, higher is worse.
+
+    Energy of the difference over that of the float outputs, in the engine and with the settings of ``candidate``.
+
+    Args:
+        model: what the candidate was made of.
+        candidate: a file with static layers.
+        stats: what was observed for it.
+        feeds: a few samples.
+        folder: for files in between.
+        progress: called with the layers done, and their number.
+    """
+    draft = candidate.file.draft
+    assert draft is not None
+    size = model.batch or BATCH
+    count = len(next(iter(feeds.values())))
+    batches = [{name: array[at : at + size] for name, array in feeds.items()} for at in range(0, count, size)]
+
+    def outputs(path: Path) -> list[np.ndarray]:
+        session: Session = get(candidate.settings.engine).compile(path, candidate.settings)
+        return [array.astype(np.float64) for one in batches for array in session.run(one).values()]
+
+    def written(one: Draft) -> Path:
+        placement = model.place(one.assigned, one.target)
+        path = folder / "alone.onnx"
+        model.write(decide(one.recipe, one.assigned, placement, stats, one.target, model.weight), path)
+        return path
+
+    expected = outputs(model.path)
+    signal = sum(float(np.square(array).sum()) for array in expected)
+    layers = [a.layer.name for a in draft.assigned if a.activations is not None and a.layer.weights]
+    found = {}
+    for number, layer in enumerate(layers):
+        progress(number, len(layers))
+        got = outputs(written(alone(draft, layer)))
+        noise = sum(float(np.square(a - b).sum()) for a, b in zip(expected, got, strict=True))
+        found[layer] = float(10 * np.log10(max(noise, 1e-30) / max(signal, 1e-30)))
+    return found
