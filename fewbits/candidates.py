@@ -33,12 +33,16 @@ class Draft:
 
 @dataclass(frozen=True)
 class Written:
-    """A file that exists, with the plan it holds; None for the original."""
+    """A file that exists, with the plan it holds; None for the original.
+
+    ``of_framework`` marks the original as a framework's own program, which runs for comparison only.
+    """
 
     path: Path
     draft: Draft | None
     plan: Plan | None
     bytes_by_dtype: Mapping[str, int] = field(default_factory=dict)
+    of_framework: bool = False
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,11 @@ class Candidate:
     def is_original(self) -> bool:
         """The model that came in, unchanged."""
         return self.file.plan is None
+
+    @property
+    def in_framework(self) -> bool:
+        """The model in the framework it came from: shown to compare with, never handed over."""
+        return self.file.of_framework
 
     @property
     def recipe(self) -> str:
@@ -193,7 +202,18 @@ def candidates(
     return tuple(found)
 
 
-SHORT = {"onnxruntime": "ort", "openvino": "ov"}
+def in_framework(
+    program: Path, engine: str, precisions: Sequence[str], threads: int
+) -> tuple[Candidate, ...]:
+    """The original as its framework's own program, at every precision."""
+    file = Written(program, None, None, of_framework=True)
+    return tuple(
+        Candidate(f"{ORIGINAL} {SHORT.get(engine, engine)} {one}", file, EngineSettings(engine, one, threads))
+        for one in precisions
+    )
+
+
+SHORT = {"onnxruntime": "ort", "openvino": "ov", "pytorch": "torch"}
 """Engines' names as they appear in the names of candidates."""
 
 

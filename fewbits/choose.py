@@ -35,6 +35,7 @@ class Measured:
     """What the choice knows of a candidate; None for what could not be measured.
 
     ``drop`` is the loss of score in the metric's unit, positive is worse; ``speedup`` as in :class:`Limits`.
+    What is ``shown_only`` is never chosen.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Measured:
     speedup: float | None
     drop: float | None
     error: str | None = None
+    shown_only: bool = False
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,9 @@ def choose(candidates: Sequence[Measured], limits: Limits, prefer: Prefer, unit:
     """
     failed = {one.name: _failures(one, limits, unit) for one in candidates}
     able = [
-        one for one in candidates if one.error is None and one.drop is not None and one.latency_ms is not None
+        one
+        for one in candidates
+        if not one.shown_only and one.error is None and one.drop is not None and one.latency_ms is not None
     ]
     meeting = [one for one in able if not failed[one.name]]
     if meeting:

@@ -31,10 +31,20 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on 
 
 @app.command()
 def compress(
-    model: ModelPath,
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="An .onnx file; module:factory, a Python callable that returns an nn.Module; or a .safetensors "
+            "with --arch.",
+            show_default=False,
+        ),
+    ],
     data: Annotated[Path | None, typer.Option(help="Samples to calibrate with (.npz).")] = None,
     evaluate: Annotated[
         Path | None, typer.Option("--eval", help="Samples to score with (.npz), with 'labels' for top-1.")
+    ] = None,
+    arch: Annotated[
+        str | None, typer.Option(help="module:factory, which makes the nn.Module of a .safetensors.")
     ] = None,
     recipe: Annotated[
         str, typer.Option(help="auto, a preset (see fewbits recipes), or a .toml file.")
@@ -55,11 +65,12 @@ def compress(
     """Compress a model, measure every candidate where it will run, and hand over the best that meets the limits."""
     from fewbits.compress import compress as run
 
-    place = out or Path(f"{model.with_suffix('')}-fewbits")
+    place = out or _default_place(model)
     with _progress() as progress:
         result = run(
             model,
             data,
+            arch=arch,
             eval=evaluate,
             recipe=recipe,
             engine=engine,
@@ -180,6 +191,13 @@ def main() -> None:
     if code == INTERRUPTED:  # typer's answer to Ctrl-C
         print("fewbits: interrupted; nothing was written", file=sys.stderr)
     sys.exit(code or DONE)
+
+
+def _default_place(model: str) -> Path:
+    from fewbits.models.torch.factory import is_factory
+
+    name = model.rpartition(":")[2].rpartition(".")[2] if is_factory(model) else Path(model).with_suffix("")
+    return Path(f"{name}-fewbits")
 
 
 def _show(result: Any, json: bool) -> None:

@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fewbits.candidates import Candidate, Draft, Written, candidates, drafts, resolve
+from fewbits.candidates import Candidate, Draft, Written, candidates, drafts, in_framework, resolve
 from fewbits.choose import PREFERENCES, Choice, Limits, Measured, Prefer, choose, parse_drop, parse_size
 from fewbits.decide import decide
 from fewbits.describe import describe
 from fewbits.engines.cpu import Cpu, cpu
-from fewbits.engines.engine import Engine, EngineSettings, available, get
+from fewbits.engines.engine import Engine, EngineSettings, available, get, written_for
 from fewbits.errors import EngineError, InputError
 from fewbits.fallback import Attempt, Fallback, fall_back, losing
 from fewbits.figures import Figures, Outcome
 from fewbits.handover import check_place, replacing
-from fewbits.loaded import LoadedModel, load
+from fewbits.loaded import Loaded, load, wrapped
 from fewbits.measure.latency import Contestant, measure_latency
 from fewbits.measure.quality import MetricName, Reference, score
 from fewbits.measure.size import artifact_bytes
@@ -34,10 +34,13 @@ from fewbits.planning.recipe import Recipe, ResolvedRecipe, assign
 from fewbits.planning.stats import Stats
 from fewbits.samples import Feeds, Samples, open_samples, synthetic
 from fewbits.sensitivity import sensitivity
+from fewbits.source import Arch, Origin, open_source
 from fewbits.threads import one_torch_thread
 from fewbits.verify import Checker
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from fewbits.report.record import Report
 
 SCORING_BATCH = 32
@@ -47,7 +50,7 @@ CHECKED_SAMPLES = 8  # are run through every written file and held against the p
 Progress = Callable[[str, int, int], None]
 """Called with a stage, the steps done in it, and the steps in all (0 where that is not known)."""
 
-Evaluate = Callable[[LoadedModel], float]
+Evaluate = Callable[[Loaded], float]
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,7 @@ class Run:
     sample: Feeds
     evaluate: Evaluate | None
     progress: Progress
+    origin: Origin | None = None
     timings: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
@@ -113,8 +117,8 @@ class Result:
         return self.report.chosen is not None
 
     @property
-    def model(self) -> LoadedModel:
-        """The saved model, with the same inputs and outputs as the one that came in."""
+    def model(self) -> Loaded:
+        """The saved model, with the same inputs and outputs as the one that came in; for a module, a module."""
         return load(self.folder)
 
     def save(self, out: str | Path) -> Path:
@@ -130,9 +134,10 @@ class Result:
 
 
 def compress(
-    model: str | Path,
+    model: str | Path | nn.Module,
     data: Any = None,
     *,
+    arch: Arch | None = None,
     eval: Any = None,
     evaluate: Evaluate | None = None,
     recipe: str = "auto",
@@ -150,7 +155,9 @@ def compress(
     """Hand back the same model in fewer bits, with proof: measured in the runtime that will run it.
 
     Args:
-        model: path of an ``.onnx`` file.
+        model: path of an ``.onnx`` file; or a module, which is exported to one first: an ``nn.Module``,
+            ``module:factory`` (what to import and call), or the path of a ``.safetensors`` with ``arch``.
+        arch: what makes the module that a ``.safetensors`` has the weights of: ``module:factory``, or a callable.
         data: calibration samples: an ``.npz``, arrays, or batches (see :func:`fewbits.samples.open_samples`).
         eval: samples to score with, with ``labels`` where the score is top-1; else a part of ``data`` is kept for it.
         evaluate: gives a score, higher is better, for a callable model; takes the place of the built-in metric.
@@ -176,7 +183,13 @@ def compress(
         check_place(Path(out))
     recipes = resolve(recipe, exclude)
     with tempfile.TemporaryDirectory(prefix="fewbits-") as scratch:
-        run = _begin(Path(model), data, eval, evaluate, engine, threads, seed, Path(scratch), progress)
+        start = time.perf_counter()
+        progress("export", 0, 0)
+        path, origin = open_source(model, arch, data, eval, Path(scratch))
+        exporting = time.perf_counter() - start
+        run = _begin(path, data, eval, evaluate, engine, threads, seed, Path(scratch), progress, origin)
+        if origin is not None:
+            run.timings["export"] = exporting
         planned, passed_over = drafts(
             recipes, run.model.info, run.engines, run.cpu, run.calibration is not None
         )
@@ -222,11 +235,12 @@ def _begin(
     seed: int,
     scratch: Path,
     progress: Progress,
+    origin: Origin | None = None,
 ) -> Run:
     """Open the model, the data and the engines, and check each against the others."""
     start = time.perf_counter()
     progress("load", 0, 0)
-    engines = available() if engine == "auto" else {engine: get(engine)}
+    engines = available() if engine == "auto" else {engine: written_for(engine)}
     if not engines:
         raise InputError("no engine is installed; run: pip install onnxruntime openvino")
     if threads is not None and threads < 1:
@@ -234,7 +248,7 @@ def _begin(
     if seed < 0:
         raise InputError(f"seed is {seed}; give 0 or more")
     model = open_model(path)
-    notes = []
+    notes = [] if origin is None else list(origin.notes)
     if in_codes := model.info.in_codes:
         notes.append(f"left as they came, in integer codes: {in_codes} layer{'s' if in_codes > 1 else ''}")
     calibration = None if data is None else open_samples(data, model.info.inputs)
@@ -264,6 +278,7 @@ def _begin(
         sample,
         evaluate,
         progress,
+        origin,
         notes=notes,
     )
     run.timings["load"] = time.perf_counter() - start
@@ -329,6 +344,9 @@ def _candidates(
     precisions = {name: engine.precisions(run.cpu) for name, engine in run.engines.items()}
     original = Written(run.model.path, None, None, run.model.bytes_by_dtype())
     tried = candidates(original, written, run.engines, precisions, run.threads)
+    if (origin := run.origin) is not None:
+        offered = get(origin.framework).precisions(run.cpu)
+        tried += in_framework(origin.program, origin.framework, offered, run.threads)
     pinned = recipes[0].precision if len(recipes) == 1 else None
     return tuple(one for one in tried if one.is_original or pinned in (None, one.settings.precision))
 
@@ -350,7 +368,7 @@ def _scored(run: Run, candidate: Candidate, scoring: Scoring) -> Outcome:
         session = get(candidate.settings.engine).compile(candidate.file.path, candidate.settings)
         batch = run.model.batch or SCORING_BATCH
         quality = score(session, run.scoring, batch, scoring.reference, scoring.metric)
-        value = quality.score if run.evaluate is None else _evaluated(run.evaluate, candidate)
+        value = quality.score if run.evaluate is None else _evaluated(run, run.evaluate, candidate)
         return Outcome(candidate, quality=quality, score=value)
     except EngineError as error:
         return Outcome(candidate, error=str(error))
@@ -417,8 +435,10 @@ def _reference(run: Run, tried: Sequence[Candidate], batch: int) -> Reference:
     raise InputError(f"{run.model.path}: no engine can run the original: {'; '.join(errors)}")
 
 
-def _evaluated(evaluate: Evaluate, candidate: Candidate) -> float | None:
-    value = float(evaluate(LoadedModel(candidate.file.path, candidate.settings)))
+def _evaluated(run: Run, evaluate: Evaluate, candidate: Candidate) -> float | None:
+    structure = None if run.origin is None else run.origin.structure
+    inputs = tuple(one.name for one in run.model.info.inputs)
+    value = float(evaluate(wrapped(candidate.file.path, candidate.settings, inputs, structure)))
     return value if np.isfinite(value) else None
 
 
@@ -469,6 +489,7 @@ def _choose(run: Run, outcomes: Sequence[Outcome], figures: Figures, asked: Aske
             None if (ratio := figures.speedup(one)) is None else ratio.value,
             figures.drop(one),
             one.error,
+            one.candidate.in_framework,
         )
         for one in outcomes
     ]

@@ -16,6 +16,7 @@ from fewbits import __version__
 from fewbits.candidates import ORIGINAL, Candidate, Written
 from fewbits.choose import Choice, Limits
 from fewbits.contest import spelled_out
+from fewbits.engines.engine import get
 from fewbits.engines.onnxruntime_engine import literal_session
 from fewbits.fallback import Fallback
 from fewbits.figures import Figures, Outcome
@@ -29,6 +30,7 @@ from fewbits.planning.target import WeightForm
 from fewbits.report import record as r
 from fewbits.report.histogram import histogram
 from fewbits.report.html import render
+from fewbits.source import Origin
 
 if TYPE_CHECKING:
     from fewbits.compress import Asked, Run
@@ -43,6 +45,7 @@ FORMS: dict[WeightForm, str] = {
     "cast_twice_mul": "Cast + Cast + Mul",
     "dequantize": "DequantizeLinear",
 }
+IN_FRAMEWORK = "for comparison only"
 DESCRIBED_SAMPLES = 8  # are run for the error of every layer's output
 
 
@@ -77,12 +80,13 @@ def describe(
         fewbits=__version__,
         machine=_machine(run),
         source=r.Source(
-            path=run.model.path.name,
+            path=run.model.path.name if run.origin is None else run.origin.name,
             sha256=run.model.sha256,
             size_bytes=run.model.size_bytes,
-            format=run.model.format,
+            format=run.model.format if run.origin is None else run.origin.framework,
             params=run.model.params,
             opset=run.model.opset,
+            structure=None if run.origin is None else run.origin.structure.to_json(),
         ),
         metric=r.Metric(
             name=metric if run.evaluate is None else "evaluate",
@@ -105,7 +109,7 @@ def describe(
         chosen=choice.chosen,
         saved=choice.saved,
         reference=figures.reference.candidate.name,
-        verdict=_verdict(saved, figures, choice),
+        verdict=_verdict(saved, figures, choice, run.origin),
         candidates=tuple(_candidate(run, one, figures, choice, saved) for one in outcomes),
         layers=layers,
         left_in_float=left,
@@ -183,6 +187,7 @@ def _candidate(
     candidate, latency, quality = one.candidate, one.latency, one.quality
     file, settings = candidate.file, candidate.settings
     speedup, over_bf16 = figures.speedup(one), figures.speedup_vs_bf16(one)
+    over_source = figures.speedup_vs_source(one)
     size = artifact_bytes(file.path)
     failed = choice.failed[candidate.name]
     tied = (
@@ -209,6 +214,7 @@ def _candidate(
         speedup_low=None if speedup is None else speedup.low,
         speedup_high=None if speedup is None else speedup.high,
         speedup_vs_bf16=None if over_bf16 is None else over_bf16.value,
+        speedup_vs_source=None if over_source is None else over_source.value,
         metric=one.score,
         drop=figures.drop(one),
         agreement=r.Agreement()
@@ -217,6 +223,7 @@ def _candidate(
         met=None if one.error is not None or one.score is None else not failed,
         failed=failed,
         error=one.error,
+        note=IN_FRAMEWORK if candidate.in_framework else None,
         tied=tied and _tied(one, saved),
         load_ms=None if latency is None else latency.load_ms,
         resident_bytes=None if latency is None else latency.resident_bytes,
@@ -378,7 +385,7 @@ def _histogram(plan: Plan) -> r.Histogram | None:
     return histogram(worst.name, weight.values, weight.codes.dequantize().numpy(), "its weights lost most")
 
 
-def _verdict(saved: Outcome | None, figures: Figures, choice: Choice) -> str:
+def _verdict(saved: Outcome | None, figures: Figures, choice: Choice, origin: Origin | None) -> str:
     if saved is None:
         return "No candidate could be measured and scored; nothing but this report was written."
     speedup = figures.speedup(saved)
@@ -390,7 +397,8 @@ def _verdict(saved: Outcome | None, figures: Figures, choice: Choice) -> str:
         return f"No candidate meets the limits; the best so far is {name}: {'; '.join(choice.failed[name])}."
     if saved.candidate.is_original:
         where = f"{saved.candidate.settings.engine} at {saved.candidate.settings.precision}"
-        return f"Do not quantize: run the original file in {where}{times}{lost}."
+        what = "original file" if origin is None else f"original, exported from {origin.framework} to ONNX,"
+        return f"Do not quantize: run the {what} in {where}{times}{lost}."
     share = artifact_bytes(saved.candidate.file.path) / artifact_bytes(figures.reference.candidate.file.path)
     return f"Take {name}: {share:.0%} of the bytes{times}{lost}."
 
@@ -412,6 +420,9 @@ def _shapes(run: Run) -> dict[str, tuple[int, ...]]:
 def _machine(run: Run) -> r.Machine:
     import psutil
 
+    engines = dict(run.engines)
+    if run.origin is not None:
+        engines[run.origin.framework] = get(run.origin.framework)
     return r.Machine(
         cpu=run.cpu.name,
         isa=run.cpu.isa,
@@ -421,7 +432,7 @@ def _machine(run: Run) -> r.Machine:
         os=platform.system(),
         python=platform.python_version(),
         fewbits=__version__,
-        engines={name: engine.version for name, engine in run.engines.items()},
+        engines={name: engine.version for name, engine in engines.items()},
     )
 
 

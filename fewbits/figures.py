@@ -23,12 +23,18 @@ class Outcome:
 
 
 class Figures:
-    """Ratios and drops of one run, against the original in float32 in the engine that runs it fastest."""
+    """Ratios and drops of one run, against the original in float32 in the engine that runs it fastest.
+
+    A framework that the model came from is none of these engines: nobody gains by being faster than what is not
+    deployed. Ratios against it have a method of their own.
+    """
 
     def __init__(self, outcomes: Sequence[Outcome]) -> None:
-        originals = [one for one in outcomes if one.candidate.is_original and one.latency is not None]
+        measured = [one for one in outcomes if one.candidate.is_original and one.latency is not None]
+        originals = [one for one in measured if not one.candidate.in_framework]
+        self.source = self._fastest([one for one in measured if one.candidate.in_framework], "f32")
         if not originals:
-            errors = "; ".join(one.error or "" for one in outcomes if one.candidate.is_original)
+            errors = "; ".join(one.error or "" for one in outcomes if one.candidate.is_original and one.error)
             raise InputError(f"no engine can run the original, so nothing can be compared with it: {errors}")
         self.reference = self._fastest(originals, "f32") or originals[0]
         self.bf16 = self._fastest(originals, "bf16")
@@ -45,6 +51,10 @@ class Figures:
     def speedup_vs_bf16(self, outcome: Outcome) -> Ratio | None:
         """How many times faster than the original in its fastest engine at bf16."""
         return None if self.bf16 is None else self._over(self.bf16, outcome)
+
+    def speedup_vs_source(self, outcome: Outcome) -> Ratio | None:
+        """How many times faster than in the framework the model came from, in float32; None for a file."""
+        return None if self.source is None else self._over(self.source, outcome)
 
     def drop(self, outcome: Outcome) -> float | None:
         """What is lost of the original's score; negative where it gained."""

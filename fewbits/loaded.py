@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Union
 
 import numpy as np
 
 from fewbits.engines.engine import EngineSettings, Session, get
 from fewbits.errors import InputError
 from fewbits.handover import REPORT
+
+if TYPE_CHECKING:
+    from fewbits.models.torch.again import CompressedModule
+    from fewbits.models.torch.structure import Structure
+    from fewbits.report.record import Report
 
 
 class LoadedModel:
@@ -37,37 +43,73 @@ class LoadedModel:
         return values[0] if len(values) == 1 else values
 
     def __repr__(self) -> str:
-        s = self.settings
-        threads = f"{s.threads} thread{'s' if s.threads > 1 else ''}"
-        return f"<{self.path.name} in {s.engine} at {s.precision}, {threads}>"
+        return f"<{_in_words(self.path, self.settings)}>"
 
 
-def load(folder: str | Path) -> LoadedModel:
+Loaded = Union[LoadedModel, "CompressedModule"]
+"""A model that runs: as a module where a module came in."""
+
+
+def load(folder: str | Path) -> Loaded:
     """What ``compress`` saved in a folder, in the engine and with the settings that were measured.
+
+    What was a module is a module again: tensors in, tensors out, nested as they were.
 
     Raises:
         InputError: the folder was not written by fewbits, or holds no model.
     """
     folder = Path(folder)
     path, settings = saved(folder)
-    return LoadedModel(path, settings)
+    report = _report(folder)
+    if report.source.structure is None:
+        return LoadedModel(path, settings)
+    from fewbits.models.torch.structure import Structure
+
+    return wrapped(path, settings, tuple(report.sample_shapes), Structure.from_json(report.source.structure))
+
+
+def wrapped(
+    path: Path, settings: EngineSettings, inputs: Sequence[str], structure: Structure | None
+) -> Loaded:
+    """The file as what came in: a module where its outputs have a structure.
+
+    Args:
+        path: of the file.
+        settings: what runs it.
+        inputs: the names of the model's inputs, in order.
+        structure: how a module nests its outputs; None where no module came in.
+    """
+    model = LoadedModel(path, settings)
+    if structure is None:
+        return model
+    from fewbits.models.torch.again import CompressedModule
+
+    return CompressedModule(model.session.run, inputs, structure, _in_words(path, settings))
 
 
 def saved(folder: Path) -> tuple[Path, EngineSettings]:
     """Path and settings of the file that a folder hands over. Raises InputError as :func:`load`."""
+    shown = _report(folder).shown
+    if shown is None or shown.path is None or shown.precision is None:
+        raise InputError(f"{folder}: its report names no saved model")
+    threads = shown.threads or 1
+    rounding = int(shown.settings.get("activation_group_size", "0"))
+    return folder / shown.path, EngineSettings(shown.engine, shown.precision, threads, rounding)
+
+
+def _report(folder: Path) -> Report:
     from fewbits.report.record import Report
 
     try:
         text = (folder / REPORT).read_bytes()
     except OSError as error:
         raise InputError(f"{folder}: no {REPORT} in it; give a folder that fewbits compress wrote") from error
-    report = Report.from_json(text)
-    shown = report.shown
-    if shown is None or shown.path is None or shown.precision is None:
-        raise InputError(f"{folder}: its report names no saved model")
-    threads = shown.threads or 1
-    rounding = int(shown.settings.get("activation_group_size", "0"))
-    return folder / shown.path, EngineSettings(shown.engine, shown.precision, threads, rounding)
+    return Report.from_json(text)
+
+
+def _in_words(path: Path, settings: EngineSettings) -> str:
+    threads = f"{settings.threads} thread{'s' if settings.threads > 1 else ''}"
+    return f"{path.name} in {settings.engine} at {settings.precision}, {threads}"
 
 
 def _array(value: Any) -> np.ndarray:

@@ -199,6 +199,23 @@ def _refuse_scalars(inputs: tuple[TensorInfo, ...]) -> None:
         )
 
 
+def peek(data: Any, unlabelled: Sequence[str], name: str = "data") -> Feeds:
+    """The first batch as it comes, for a model of whose inputs only names are known yet.
+
+    Args:
+        data: as :func:`open_samples` takes it.
+        unlabelled: the inputs that arrays without names are for.
+        name: what to call it in messages, where it is not a file.
+
+    Raises:
+        InputError: as :func:`open_samples`; or there is no batch.
+    """
+    inputs = tuple(TensorInfo(one, "tensor", ("...",)) for one in unlabelled)
+    for feeds, _ in open_samples(data, inputs, name).open():
+        return feeds
+    raise InputError(f"{name}: no samples in it; give at least one")
+
+
 def synthetic(info: ModelInfo, seed: int, count: int = 16) -> Samples:
     """Random samples for a model that came without data: normal floats, integers that its embeddings have rows for.
 

@@ -27,6 +27,8 @@ _MODULES = {
     "onnxruntime": "fewbits.engines.onnxruntime_engine",
     "openvino": "fewbits.engines.openvino_engine",
 }
+_FRAMEWORKS = {"pytorch": "fewbits.engines.torch_engine"}
+"""What models come from: they run the original, to tell speedups against, and nothing is written for them."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,7 @@ class Engine(Protocol):
 
 
 def available() -> dict[str, Engine]:
-    """The installed engines by name; asking imports none of their libraries."""
+    """The installed engines that files are written for, by name; asking imports none of their libraries."""
     found: dict[str, Engine] = {}
     for name, module in _MODULES.items():
         if importlib.util.find_spec(name) is not None:
@@ -120,7 +122,14 @@ def available() -> dict[str, Engine]:
 
 
 def get(name: str) -> Engine:
-    """The engine called ``name``; InputError lists what is installed where it is not."""
+    """The engine called ``name``, or the framework; InputError lists what is installed where it is not."""
+    if name in _FRAMEWORKS:
+        return cast(Engine, importlib.import_module(_FRAMEWORKS[name]).ENGINE)
+    return written_for(name)
+
+
+def written_for(name: str) -> Engine:
+    """The engine called ``name``, for which files are written; InputError as in `get`."""
     engines = available()
     if name in engines:
         return engines[name]

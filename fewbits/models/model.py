@@ -103,12 +103,18 @@ def open_model(path: Path) -> Model:
         from fewbits.models.onnx.model import open_onnx
 
         return open_onnx(path)
+    from fewbits.models.torch.factory import is_factory
+
+    if path.suffix == ".safetensors" or is_factory(str(path)):
+        raise InputError(f"{path}: a PyTorch module, which only compress takes; give an .onnx file")
     if path.is_file():
         from fewbits.models.onnx.load import refuse_pickle
 
         refuse_pickle(path)
     if not path.exists():
-        raise InputError(f"{path}: no such file; MODEL is the path of an .onnx file")
+        raise InputError(
+            f"{path}: no such file; MODEL is an .onnx file, a .safetensors with --arch, or module:factory"
+        )
     raise InputError(
         f"{path}: not an .onnx file; export the model to ONNX (torch.onnx.export(..., dynamo=True))"
     )

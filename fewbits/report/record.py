@@ -64,6 +64,8 @@ class Source(Record):
     format: str | None = None
     params: MaybeCount = None
     opset: MaybeCount = None
+    structure: str | None = None
+    """Of a module: how its outputs are nested, as :mod:`fewbits.models.torch.structure` writes it."""
 
 
 class Metric(Record):

@@ -1,0 +1,1 @@
+"""PyTorch modules: made from a factory, exported to ONNX, and a module again at the end."""
