@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -52,9 +52,10 @@ def decide(
         InputError: a static layer without observed ranges.
     """
     by_node = {a.layer.node: a for a in assigned}
+    sites, unbounded = _bounded(placement.sites, stats)
     default = next((a.activations for a in by_node.values() if a.activations is not None), None)
     activations = []
-    for site in placement.sites:
+    for site in sites:
         assert stats is not None and default is not None
         readers = [by_node[edge.node] for edge in (*site.readers, *site.through) if edge.node in by_node]
         scheme = next((a.activations for a in readers if a.activations is not None), default)
@@ -65,8 +66,27 @@ def decide(
         for plan in activations
         for edge in (*plan.site.readers, *plan.site.through)
     }
-    plans = tuple(_layer(a, recipe, inputs, stats, target, weights) for a in by_node.values())
+    plans = tuple(
+        LayerPlan(
+            a.layer.name, a.layer.op, node, float_reason="its input is NaN or infinite for some samples"
+        )
+        if node in unbounded
+        else _layer(a, recipe, inputs, stats, target, weights)
+        for node, a in by_node.items()
+    )
     return Plan(recipe.name, target, plans, tuple(activations))
+
+
+def _bounded(sites: Sequence[Site], stats: Stats | None) -> tuple[list[Site], set[str]]:
+    """The sites that a range can hold, and the nodes that read the others."""
+    kept: list[Site] = []
+    unbounded: set[str] = set()
+    for site in sites:
+        if site.fixed_range is not None or stats is None or stats[site.range_of].finite:
+            kept.append(site)
+        else:
+            unbounded.update(edge.node for edge in (*site.readers, *site.through))
+    return kept, unbounded
 
 
 def _smoothing(

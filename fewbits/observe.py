@@ -63,7 +63,7 @@ def observe(
     for name, watcher in watchers.items():
         ends = channels.get(name)
         low, high = (None, None) if ends is None else (ends.low, ends.high)
-        found[name] = TensorStats(watcher.histogram.build(), kept.get(name), low, high)
+        found[name] = TensorStats(watcher.histogram.build(), kept.get(name), low, high, watcher.finite)
     return Stats(found, done)
 
 
@@ -77,12 +77,17 @@ def _batch_size(session: Session, samples: Samples, tensors: Collection[str]) ->
 class _Watcher:
     def __init__(self) -> None:
         self.histogram = HistogramBuilder()
+        self.finite = True
 
     def see(self, array: np.ndarray) -> None:
         flat = array.reshape(-1)
+        low, high = float(flat.min()), float(flat.max())
+        if not (np.isfinite(low) and np.isfinite(high)):
+            self.finite = False
+            return
         step = -(-flat.size // VALUES_PER_BATCH) | 1  # odd, so that it does not fall in step with channels
         values = np.ascontiguousarray(flat[::step] if step > 1 else flat, dtype=np.float32)
-        self.histogram.add(values, float(flat.min()), float(flat.max()))
+        self.histogram.add(values, low, high)
 
 
 class _Channels:
@@ -118,6 +123,8 @@ class _Examples:
         self.seen += len(items)
         limit = max(1, min(self.most, self.most_bytes // max(items[0].nbytes, 1)))
         for index in np.flatnonzero(places <= self.threshold):
+            if places[index] > self.threshold:  # it was halved since
+                continue
             self.kept.append((int(places[index]), items[index].copy()))
             while len(self.kept) > limit:
                 self.threshold >>= 1

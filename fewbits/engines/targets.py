@@ -9,7 +9,6 @@ from fewbits.planning.target import Target
 
 MOVERS = (
     "MaxPool",
-    "Pad",
     "Reshape",
     "Squeeze",
     "Unsqueeze",

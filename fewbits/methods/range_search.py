@@ -87,6 +87,8 @@ def _divergence(histogram: Histogram, low: float, high: float, levels: int) -> f
     inside = occupied & (histogram.centers >= low - step / 2) & (histogram.centers <= high + step / 2)
     spread = np.bincount(codes[inside], minlength=levels)
     expected = np.where(inside, mass[codes] / np.maximum(spread[codes], 1), 0.0)
+    if not expected.any():
+        return np.inf
     p = counts / counts.sum()
     q = np.where(expected > 0, expected / expected.sum(), 1e-9)
     return float(np.sum(np.where(occupied, p * np.log(np.where(occupied, p, 1.0) / q), 0.0)))

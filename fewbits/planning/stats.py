@@ -43,12 +43,14 @@ class TensorStats:
             a linear layer, samples [n, channels, *space] of the input of a convolution; None for other tensors.
         channel_low, channel_high: float32 [channels], extremes over everything seen of each entry of the last axis,
             for the input of a linear layer; None for other tensors.
+        finite: no value was NaN or infinite; where one was, no range holds the tensor.
     """
 
     histogram: Histogram
     examples: np.ndarray | None = None
     channel_low: np.ndarray | None = None
     channel_high: np.ndarray | None = None
+    finite: bool = True
 
 
 @dataclass(frozen=True)

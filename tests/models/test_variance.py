@@ -35,10 +35,8 @@ def graph(opset, axes, keepdims, form, square, factor=1.0, second_axes=None, ext
         return name
 
     def squared(value, name):
-        if square == "Pow":
-            inputs = [value, constant(f"{name}_two", np.array(2, np.float32))]
-        else:
-            inputs = [value, value]
+        second = constant(f"{name}_two", np.array(2, np.float32)) if square == "Pow" else value
+        inputs = [value, second]
         nodes.append(helper.make_node(square, inputs, [name]))
         return name
 

@@ -170,6 +170,9 @@ class Encoder:
         if q.zero_point is not None:
             zero_point = _parameter(name, q, q.zero_point).astype(q.codes.numpy().dtype)
             inputs.append(self.constant(f"{name}_zero_point", zero_point, q.qtype.name))
+        elif before.op_type == "Gemm" and q.group_size is None:  # ONNX Runtime's QGemm wants one to be there
+            zeros = np.zeros(q.scale.shape if q.scale is not None else (), q.codes.numpy().dtype)
+            inputs.append(self.constant(f"{name}_zero_point", zeros, q.qtype.name))
         axis = q.channel_axis
         if q.group_size is not None:
             axis = _group_axis(name, q)
