@@ -24,7 +24,7 @@ def round_with_compensation(
         qmin, qmax: the codes allowed.
 
     Returns:
-        float32 [m, k], integers in ``qmin..qmax``.
+        float32 [m, k], integers in ``qmin..qmax``; of each row, those rounded to nearest where they do no worse.
     """
     order = torch.argsort(covariance.diagonal(), descending=True)
     factor = _inverse_factor(covariance[order][:, order])
@@ -42,7 +42,16 @@ def round_with_compensation(
         left[end:] -= factor[start:end, end:].T @ errors
     rounded = torch.empty_like(codes)
     rounded[order] = codes
-    return rounded.T.contiguous()
+    exact = weight / scale[:, None]
+    nearest = exact.round().clamp_(qmin, qmax)
+    compensated = rounded.T.contiguous()
+    better = _error(compensated - exact, covariance) < _error(nearest - exact, covariance)
+    return torch.where(better[:, None], compensated, nearest)
+
+
+def _error(difference: Tensor, covariance: Tensor) -> Tensor:
+    """Variance that each row of differences, [m, k], brings into the output: [m]."""
+    return ((difference @ covariance) * difference).sum(dim=1)
 
 
 def _inverse_factor(matrix: Tensor) -> Tensor:

@@ -58,9 +58,9 @@ def test_it_is_solving_for_the_columns_that_are_left(columns):
 
 
 @pytest.mark.parametrize("limit", [3, 7, 127])
-@pytest.mark.parametrize("columns", [16, 24, 40, 64])
+@pytest.mark.parametrize("columns", [4, 8, 16, 24, 40, 64])
 def test_examples_lose_less_than_by_rounding_to_nearest(columns, limit):
-    """It takes column after column and looks back at none, so with few of them nearest may win by a hair."""
+    """No row loses more, and all together lose much less."""
     ratios = []
     for seed in range(30):
         weight, inputs, scale = problem(seed, columns=columns)
@@ -69,9 +69,10 @@ def test_examples_lose_less_than_by_rounding_to_nearest(columns, limit):
         assert torch.equal(codes, codes.round())
         assert codes.abs().max() <= limit
         plain = lost(weight, nearest(weight, scale / limit, limit), scale / limit, covariance)
-        ratios.append(float(lost(weight, codes, scale / limit, covariance).sum() / plain.sum()))
-    assert max(ratios) <= 1
-    assert np.mean(ratios) < 0.6
+        mine = lost(weight, codes, scale / limit, covariance)
+        assert (mine <= plain * (1 + 1e-4)).all()
+        ratios.append(float(mine.sum() / plain.sum()))
+    assert np.mean(ratios) < (0.6 if columns >= 16 else 0.9)
 
 
 def test_tiny_cases_come_close_to_the_best_of_all_roundings():
