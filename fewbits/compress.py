@@ -178,14 +178,13 @@ def compress(
         VerificationError: a written file does not hold what was planned; nothing is handed over.
     """
     asked = Asked(max_drop, max_size, min_speedup, prefer)
-    _check(asked)
+    _check(asked, engine, threads, seed)
     if out is not None:
         check_place(Path(out))
     recipes = resolve(recipe, exclude)
     with tempfile.TemporaryDirectory(prefix="fewbits-") as scratch:
         start = time.perf_counter()
-        progress("export", 0, 0)
-        path, origin = open_source(model, arch, data, eval, Path(scratch))
+        path, origin = open_source(model, arch, data, eval, Path(scratch), progress)
         exporting = time.perf_counter() - start
         run = _begin(path, data, eval, evaluate, engine, threads, seed, Path(scratch), progress, origin)
         if origin is not None:
@@ -216,13 +215,24 @@ def compress(
         return Result(report, place)
 
 
-def _check(asked: Asked) -> None:
+def _check(asked: Asked, engine: str, threads: int | None, seed: int) -> None:
+    """Refuse arguments that no model could make right, before anything takes time."""
     if asked.prefer not in PREFERENCES:
         raise InputError(f"prefer is {asked.prefer!r}; allowed are {', '.join(PREFERENCES)}")
     if asked.min_speedup is not None and not 0 <= asked.min_speedup < float("inf"):
         raise InputError(f"min_speedup is {asked.min_speedup}; give a number such as 1.5")
     parse_drop(asked.max_drop, 100.0)
     parse_size(asked.max_size, 1)
+    if not _engines(engine):
+        raise InputError("no engine is installed; run: pip install onnxruntime openvino")
+    if threads is not None and threads < 1:
+        raise InputError(f"threads is {threads}; give 1 or more")
+    if seed < 0:
+        raise InputError(f"seed is {seed}; give 0 or more")
+
+
+def _engines(engine: str) -> Mapping[str, Engine]:
+    return available() if engine == "auto" else {engine: written_for(engine)}
 
 
 def _begin(
@@ -240,13 +250,6 @@ def _begin(
     """Open the model, the data and the engines, and check each against the others."""
     start = time.perf_counter()
     progress("load", 0, 0)
-    engines = available() if engine == "auto" else {engine: written_for(engine)}
-    if not engines:
-        raise InputError("no engine is installed; run: pip install onnxruntime openvino")
-    if threads is not None and threads < 1:
-        raise InputError(f"threads is {threads}; give 1 or more")
-    if seed < 0:
-        raise InputError(f"seed is {seed}; give 0 or more")
     model = open_model(path)
     notes = [] if origin is None else list(origin.notes)
     if in_codes := model.info.in_codes:
@@ -270,7 +273,7 @@ def _begin(
         model,
         scratch,
         machine,
-        engines,
+        _engines(engine),
         threads or machine.physical_cores,
         seed,
         calibration,

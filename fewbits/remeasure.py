@@ -211,6 +211,8 @@ def _original(folder: Path, report: r.Report) -> tuple[Path | None, str | None]:
     name = report.source.path
     if name is None:
         return None, "The report does not name the original, so it was not measured beside it."
+    if report.source.structure is not None:
+        return None, f"The original is a PyTorch module, {name}, and was not measured beside it."
     for place in (folder.absolute().parent, folder):
         path = place / Path(name).name
         if path.is_file() and open_model(path).sha256 == report.source.sha256:

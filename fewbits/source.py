@@ -50,7 +50,12 @@ class Origin:
 
 
 def open_source(
-    model: Any, arch: Arch | None, data: Any, eval: Any, folder: Path
+    model: Any,
+    arch: Arch | None,
+    data: Any,
+    eval: Any,
+    folder: Path,
+    progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
 ) -> tuple[Path, Origin | None]:
     """The path of the ONNX file to compress; a module is exported into ``folder`` and compared with the file.
 
@@ -59,6 +64,7 @@ def open_source(
         arch: what makes the module that the weights of a ``.safetensors`` are for.
         data, eval: the samples of :func:`fewbits.compress.compress`, the first of which are the example.
         folder: for the files.
+        progress: told that a module is being exported.
 
     Raises:
         InputError: no such module, one that cannot be exported, or nothing to run it on.
@@ -67,6 +73,7 @@ def open_source(
     name, module = _module(model, arch)
     if module is None:
         return Path(model), None
+    progress("export", 0, 0)
     what = str(model) if isinstance(model, (str, Path)) else name
     with one_torch_thread():
         return _exported(module, name, what, data, eval, folder)
@@ -107,7 +114,7 @@ def _exported(
         program, note = _compared(module, what, samples, feeds, structure, path)
         save_program(program, program_path)
     notes = () if note is None else (note,)
-    return path, Origin(what, "pytorch", program_path, structure, notes)
+    return path, Origin(Path(what).name, "pytorch", program_path, structure, notes)
 
 
 def _samples(module: nn.Module, what: str, data: Any) -> tuple[Samples, int]:
@@ -142,14 +149,14 @@ def _example(module: nn.Module, what: str, samples: Samples, natural: int) -> tu
     from fewbits.models.torch.structure import structure_of
 
     before = {name: value.clone() for name, value in module.named_buffers()}
-    failed: Exception | None = None
+    failed: tuple[Exception, Feeds] | None = None
     for size in (*EXAMPLE_SIZES, *((natural,) if natural <= LARGEST_EXAMPLE else ())):
         feeds = samples.first(size)
         try:
             outputs = run(module, feeds)
             again = run(module, feeds)
         except Exception as error:
-            failed = failed or error
+            failed = failed or (error, feeds)
             continue
         structure = structure_of(outputs, tuple(feeds), what)
         if (changed := changed_buffer(module, before)) is not None:
@@ -164,8 +171,9 @@ def _example(module: nn.Module, what: str, samples: Samples, natural: int) -> tu
             )
         return feeds, structure
     assert failed is not None
+    first, feeds = failed
     shapes = ", ".join(f"{name} {list(array.shape)} {array.dtype}" for name, array in feeds.items())
-    raise InputError(f"{what}: its forward raised {describe(failed)} on samples of {samples.name} ({shapes})")
+    raise InputError(f"{what}: its forward raised {describe(first)} on samples of {samples.name} ({shapes})")
 
 
 def _compared(

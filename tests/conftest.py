@@ -80,3 +80,33 @@ def place(tmp_path, monkeypatch):
     monkeypatch.chdir(work)
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     return work
+
+
+@pytest.fixture
+def refused(command, place):
+    """Runs a command that must be refused with nothing written, and gives its one line."""
+
+    def run(*arguments) -> str:
+        before = contents(place)
+        answer = command(*arguments)
+        assert answer.code == 2, answer.err
+        assert contents(place) == before, "something was written"
+        assert list((place.parent / "temporary").iterdir()) == []
+        assert answer.out == ""
+        return one_line(answer.err)
+
+    return run
+
+
+def one_line(text: str) -> str:
+    """The line of an error, which must be the only one."""
+    assert "Traceback" not in text
+    lines = [line for line in text.splitlines() if line.strip()]
+    assert len(lines) == 1, text
+    assert lines[0].startswith("fewbits: ")
+    return lines[0]
+
+
+def contents(folder):
+    """Every path below, with when it was written."""
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}

@@ -10,6 +10,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+from tests.conftest import contents, one_line
 from tests.tiny import CONV_BN, EMBEDDING, MODELS, Tiny, linear
 
 PRESET_NEAR = (
@@ -18,34 +19,6 @@ PRESET_NEAR = (
 GROUPED = (
     'name = "x"\n[[rules]]\nmatch = "*"\nweights = {{qtype = "int4", per = "group", group_size = {size}}}\n'
 )
-
-
-@pytest.fixture
-def refused(command, place):
-    """Runs a command that must be refused, and gives its one line."""
-
-    def run(*arguments) -> str:
-        before = contents(place)
-        answer = command(*arguments)
-        assert answer.code == 2, answer.err
-        assert contents(place) == before, "something was written"
-        assert list((place.parent / "temporary").iterdir()) == []
-        assert answer.out == ""
-        return one_line(answer.err)
-
-    return run
-
-
-def one_line(text: str) -> str:
-    assert "Traceback" not in text
-    lines = [line for line in text.splitlines() if line.strip()]
-    assert len(lines) == 1, text
-    assert lines[0].startswith("fewbits: ")
-    return lines[0]
-
-
-def contents(folder):
-    return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
 
 
 @pytest.fixture

@@ -80,3 +80,17 @@ class Loop(nn.Module):
 
     def forward(self, x):
         return torch.stack([self.layer(row) for row in x])
+
+
+class Lonely(Loop):
+    """Another program for a single sample."""
+
+    def forward(self, x):
+        return self.layer(x) if x.shape[0] > 1 else 2 * self.layer(x)
+
+
+class SmallBatches(Loop):
+    """Another program for more than four samples."""
+
+    def forward(self, x):
+        return self.layer(x) if x.shape[0] < 5 else 2 * self.layer(x)

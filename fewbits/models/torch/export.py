@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import io
 import logging
 import re
-import sys
 import sysconfig
 import traceback
 import warnings
@@ -133,7 +133,7 @@ def at_rest(module: nn.Module) -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(False)
         logging.disable(logging.CRITICAL)
         module.eval()
-        with torch.no_grad(), warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
+        with torch.no_grad(), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
@@ -180,7 +180,8 @@ def export(
     tensors = {name: torch.from_numpy(array.copy()) for name, array in feeds.items()}
     shapes = {name: {0: Dim.AUTO} for name in tensors} if dynamic else None
     try:
-        program = torch.export.export(module, (), tensors, dynamic_shapes=shapes)
+        with contextlib.redirect_stderr(io.StringIO()):  # where it gives up, it prints the graph
+            program = torch.export.export(module, (), tensors, dynamic_shapes=shapes)
     except Exception as error:
         raise InputError(_cannot(what, error)) from error
     node = next(node for node in program.graph.nodes if node.op == "output")
