@@ -17,7 +17,7 @@ SYMMETRY = [True, False]
 
 @pytest.mark.parametrize("symmetric", SYMMETRY)
 @pytest.mark.parametrize("granularity", GRANULARITIES)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=1000, deadline=None)
 @given(x=arrays(), qtype=st.sampled_from(INT_ROWS))
 def test_whole_range(granularity, symmetric, x, qtype):
     """In range nothing is off by more than half a step, and every scale is finite and normal."""
@@ -35,7 +35,7 @@ def test_whole_range(granularity, symmetric, x, qtype):
 
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=1000, deadline=None)
 @given(x=arrays(), qtype=st.sampled_from(INT_ROWS), symmetric=st.booleans())
 def test_quantizing_again_changes_nothing(granularity, x, qtype, symmetric):
     kept = GRANULARITIES[granularity]
@@ -45,7 +45,7 @@ def test_quantizing_again_changes_nothing(granularity, x, qtype, symmetric):
     assert torch.equal(again.dequantize(), q.dequantize())
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=2000, deadline=None)
 @given(
     x=arrays(),
     order=st.permutations(range(4)),

@@ -39,7 +39,7 @@ def random_codes(row, shape, seed) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", ROWS)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(shape=st.lists(st.integers(1, 7), max_size=4), seed=st.integers(0, 1000))
 def test_there_and_back(name, shape, seed):
     row = find(name)
