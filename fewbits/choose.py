@@ -65,7 +65,8 @@ class Choice:
 def choose(candidates: Sequence[Measured], limits: Limits, prefer: Prefer, unit: str) -> Choice:
     """Choose among measured candidates. One without a score is never chosen.
 
-    Preferring speed takes the fastest, and among those tied with it (3 %) the smallest file; preferring size
+    Preferring speed takes the fastest, and among those tied with it (3 %) the smallest file, where sizes within 3 %
+    are as good as each other; preferring size
     takes the smallest, and the faster among those tied; preferring quality takes the least drop, then the smallest.
     """
     failed = {one.name: _failures(one, limits, unit) for one in candidates}
@@ -93,7 +94,9 @@ def _preferred(candidates: Sequence[Measured], prefer: Prefer) -> Measured:
     if prefer == "speed":
         fastest = min(map(latency, candidates))
         tied = [one for one in candidates if latency(one) <= fastest * TIE]
-        return min(tied, key=lambda one: (one.size_bytes, drop(one), latency(one)))
+        smallest = min(one.size_bytes for one in tied)
+        small = [one for one in tied if one.size_bytes <= smallest * TIE]
+        return min(small, key=lambda one: (latency(one), drop(one), one.size_bytes))
     if prefer == "size":
         smallest = min(one.size_bytes for one in candidates)
         tied = [one for one in candidates if one.size_bytes <= smallest * TIE]

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from fewbits.report.record import Report
 
 SCORING_BATCH = 32
+CLOSE = 1.1  # candidates up to a tenth slower than the fastest are measured twice as long
 SENSITIVITY_SAMPLES = 32  # of the calibration data tell which layers hurt most
 CHECKED_SAMPLES = 8  # are run through every written file and held against the plan's own arithmetic
 
@@ -467,7 +468,10 @@ def _measure(run: Run, outcomes: Sequence[Outcome]) -> list[Outcome]:
         def progress(done: int, total: int, name: str) -> None:
             run.progress("measure", done, total)
 
-        latencies = measure_latency(contestants, run.sample, seed=run.seed, progress=progress)
+        originals = [one.name for one in able if one.is_original]
+        latencies = measure_latency(
+            contestants, run.sample, seed=run.seed, close=CLOSE, beside=originals, progress=progress
+        )
         by_name = {latency.name: latency for latency in latencies}
     measured = []
     for one in outcomes:

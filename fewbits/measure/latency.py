@@ -9,9 +9,10 @@ machine down for a while then slows all of them, and ratios are taken within rou
 from __future__ import annotations
 
 import hashlib
+import math
 import random
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -116,17 +117,14 @@ def ratio(a: Latency, b: Latency, seed: int = 0) -> Ratio:
     """How many times faster ``b`` is than ``a``: 2.0 is half the time.
 
     The value is the median over the rounds of a's time divided by b's; the interval comes from 2,000
-    resamples of the rounds. Both must come from one `measure_latency` call. InputError where one of them
-    failed, or where their rounds do not pair.
+    resamples of the rounds. Both must come from one `measure_latency` call; where one of them has further
+    rounds, the first ones pair. InputError where one of them failed.
     """
     for latency in (a, b):
         if latency.error is not None:
             raise InputError(f"{latency.name} has no speedup, because it failed: {latency.error}")
-    if len(a.round_ms) != len(b.round_ms):
-        raise InputError(
-            f"{a.name} has {len(a.round_ms)} rounds and {b.name} {len(b.round_ms)}; measure them together"
-        )
-    ratios = np.array(a.round_ms) / np.array(b.round_ms)
+    rounds = min(len(a.round_ms), len(b.round_ms))
+    ratios = np.array(a.round_ms[:rounds]) / np.array(b.round_ms[:rounds])
     draws = np.random.default_rng(seed).integers(0, len(ratios), size=(2000, len(ratios)))
     low, high = np.percentile(np.median(ratios[draws], axis=1), [2.5, 97.5])
     return Ratio(float(np.median(ratios)), float(low), float(high))
@@ -140,6 +138,8 @@ def measure_latency(
     block_seconds: float = BLOCK_SECONDS,
     seed: int = 0,
     timeout_s: float = TIMEOUT_S,
+    close: float | None = None,
+    beside: Collection[str] = (),
     progress: Progress | None = None,
 ) -> list[Latency]:
     """Measure ``contestants`` side by side on one set of feeds; the results are in their order.
@@ -148,7 +148,9 @@ def measure_latency(
     gives each contestant ``block_seconds`` of runs, at least one. Contestants with the same bytes and
     settings are measured once. One that fails, crashes, or takes longer than ``timeout_s`` over loading or
     over a block carries its error and leaves the measurement; the others go on. However this ends, no worker
-    is left running. InputError where names repeat or ``rounds`` is below 1.
+    is left running. With ``close`` (1.1, say), all that are up to so many times as slow as the fastest get as
+    many rounds again, with those named in ``beside``: to tell what is close takes more rounds, and short ones.
+    InputError where names repeat or ``rounds`` is below 1.
     """
     names = [contestant.name for contestant in contestants]
     repeated = sorted({name for name in names if names.count(name) > 1})
@@ -167,20 +169,36 @@ def measure_latency(
             for c in contestants
             if c.name not in twins
         ]
-        total = len(lanes) * (rounds + 1)
+        total = len(lanes) * (rounds + 1)  # and what is close again, which is not known yet
         for done, lane in enumerate(lanes):
             tell(done, total, lane.name)
             lane.load()
         shuffle = random.Random(seed).shuffle
-        for round_number in range(rounds):
-            turns = list(lanes)
-            shuffle(turns)
-            for turn, lane in enumerate(turns):
-                tell((round_number + 1) * len(lanes) + turn, total, lane.name)
-                lane.block(block_seconds)
+
+        def play(chosen: Sequence[_Lane], done: int, total: int) -> None:
+            for round_number in range(rounds):
+                turns = list(chosen)
+                shuffle(turns)
+                for turn, lane in enumerate(turns):
+                    tell(done + round_number * len(chosen) + turn, total, lane.name)
+                    lane.block(block_seconds)
+
+        play(lanes, len(lanes), total)
+        if close is not None:
+            final = _close(lanes, close, {twins.get(name, name) for name in beside})
+            play(final, total, total + len(final) * rounds)
+            total += len(final) * rounds
         tell(total, total, "")
     measured = {lane.name: lane.latency() for lane in lanes}
     return [replace(measured[twins.get(name, name)], name=name) for name in names]
+
+
+def _close(lanes: Sequence[_Lane], close: float, beside: Collection[str]) -> list[_Lane]:
+    """Those up to ``close`` times as slow as the fastest, where there are several, and those named."""
+    times = {lane.name: lane.latency().p50_ms for lane in lanes}
+    fastest = min((time for time in times.values() if time == time), default=math.inf)
+    near = {name for name, time in times.items() if time <= fastest * close}
+    return [lane for lane in lanes if lane.name in near | set(beside)] if len(near) > 1 else []
 
 
 class _Lane:

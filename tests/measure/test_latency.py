@@ -123,12 +123,40 @@ def test_ties():
         assert not Ratio(value, value, value).tie
 
 
-def test_ratio_refuses_what_has_no_pair():
+def test_ratio_refuses_what_failed():
     good = rounds_of("good", 1.0, 1.0)
     with pytest.raises(InputError, match="bad has no speedup, because it failed: it is broken"):
         ratio(good, Latency("bad", error="it is broken"))
-    with pytest.raises(InputError, match="good has 2 rounds and short 1; measure them together"):
-        ratio(good, rounds_of("short", 1.0))
+
+
+def test_further_rounds_of_one_have_no_pair():
+    assert ratio(rounds_of("more", 2.0, 2.0, 9.0, 9.0), rounds_of("fewer", 1.0, 1.0)).value == 2.0
+
+
+def test_what_is_close_gets_further_rounds(tmp_path):
+    found = measure_latency(
+        [
+            peer("slow", "sleeping", seconds=0.012),
+            peer("a", "sleeping", seconds=0.004),
+            peer("b", "sleeping", seconds=0.004),
+            peer("named", "sleeping", seconds=0.02),
+        ],
+        {},
+        rounds=2,
+        block_seconds=0.01,
+        close=1.5,
+        beside=["named"],
+    )
+    assert [len(one.round_ms) for one in found] == [2, 4, 4, 4]
+    alone = measure_latency(
+        [peer("slow", "sleeping", seconds=0.02), peer("a", "sleeping", seconds=0.004)],
+        {},
+        rounds=2,
+        block_seconds=0.01,
+        close=1.5,
+        beside=["slow"],
+    )
+    assert [len(one.round_ms) for one in alone] == [2, 2]
 
 
 def test_wrong_arguments(tmp_path):
