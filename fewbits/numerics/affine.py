@@ -14,12 +14,9 @@ from torch import Tensor
 from fewbits.errors import InputError
 from fewbits.numerics.qtype import QType, find
 
-LARGEST_VALUE = torch.finfo(torch.float32).max * (
-    1 - 2**-22
-)  # room for the roundings of a division and a product
-SMALLEST_SCALE = torch.finfo(
-    torch.float32
-).tiny  # below it a reciprocal overflows and hardware may flush to 0
+_FLOAT32 = torch.finfo(torch.float32)
+LARGEST_VALUE = _FLOAT32.max * (1 - 2**-22)  # room for the roundings of a division and a product
+SMALLEST_SCALE = _FLOAT32.tiny  # below it a reciprocal overflows and hardware may flush to 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +138,31 @@ class Grid:
     scale: Tensor
     zero_point: Tensor | None = None
     free_zero_point: Tensor | None = None
+
+
+def spanning(low: Tensor, high: Tensor, codes: CodeRange) -> Grid:
+    """The grid that reaches from ``low`` to ``high``; where they are equal the step is that one value.
+
+    A row of one value c is then ``c * 1`` and exact, which ``c / qmax * qmax`` is not.
+    """
+    scale, zero_point = fit_range(low, high, codes)
+    constant = low == high
+    if bool(constant.any()):
+        scale = torch.where(constant, nonzero(low.abs(), low, high), scale)
+        if zero_point is not None and not codes.symmetric:
+            zero_point = torch.where(constant, codes.qmin + (low < 0).int(), zero_point)
+    return Grid(scale, zero_point)
+
+
+Bounds = tuple[Tensor, Tensor] | tuple[int, int]
+
+
+def level_bounds(zero_point: Tensor | None, codes: CodeRange) -> Bounds:
+    """The lowest and the highest code less the zero point."""
+    if zero_point is None:
+        return codes.qmin, codes.qmax
+    zero = zero_point.float()
+    return codes.qmin - zero, codes.qmax - zero
 
 
 def encode_affine(rows: Tensor, grid: Grid, codes: CodeRange) -> Tensor:

@@ -1,6 +1,6 @@
 """One and two bits with closed-form scales.
 
-Functions here take a Sample of rows (channels, groups, length) and give scales (channels, groups, 1).
+Functions here take Rows (channels, groups, length) and give scales (channels, groups, 1).
 """
 
 from __future__ import annotations
@@ -9,35 +9,34 @@ import torch
 from torch import Tensor
 
 from fewbits.numerics.affine import SMALLEST_SCALE
-from fewbits.numerics.sample import Sample
+from fewbits.numerics.rows import Points, Rows
 
 
-def binary_scale(sample: Sample) -> Tensor:
+def binary_scale(rows: Rows) -> Tensor:
     """The mean magnitude, which is the best scale for the codes sign(x); 0 for a row of zeros.
 
     Source: Rastegari et al. 2016, XNOR-Net, arXiv:1603.05279, equation 6.
     """
-    return _mean_magnitude(sample, torch.full_like(sample.ends[0], -1.0))
+    return _mean_magnitude(rows, torch.full_like(rows.ends[0], -1.0))
 
 
-def binary_codes(rows: Tensor) -> Tensor:
+def binary_codes(values: Tensor) -> Tensor:
     """-1 for negative values and +1 for the others, zero of either sign included."""
-    return (rows >= 0).to(torch.int8).mul_(2).sub_(1)
+    return (values >= 0).to(torch.int8).mul_(2).sub_(1)
 
 
-def ternary_threshold(sample: Sample) -> Tensor:
+def ternary_threshold(rows: Rows) -> Tensor:
     """0.7 times the mean magnitude: smaller magnitudes become 0.
 
     Source: Li, Liu and Zhang 2016, Ternary Weight Networks, arXiv:1605.04711, equation 6.
     """
-    return 0.7 * binary_scale(sample)
+    return 0.7 * binary_scale(rows)
 
 
-def best_ternary_threshold(sample: Sample) -> Tensor:
+def best_ternary_threshold(rows: Rows) -> Tensor:
     """The threshold of least squared error: keeping the m largest magnitudes explains (their sum)^2 / m."""
-    points = sample.points
-    size, order = points.values.abs().sort(dim=-1, descending=True)
-    kept = torch.ones_like(size) if points.weights is None else points.weights.gather(-1, order)
+    magnitudes = Points(rows.points.values.abs(), rows.points.weights)
+    size, kept = (part.flip(-1) for part in magnitudes.ascending())
     kept = kept.double()
     unit = size[..., :1].double().clamp(min=SMALLEST_SCALE)
     explained = (size / unit * kept).cumsum(-1).square_() / kept.cumsum(-1)
@@ -47,22 +46,22 @@ def best_ternary_threshold(sample: Sample) -> Tensor:
     return torch.nn.functional.pad(size, (0, 1)).gather(-1, best + 1)
 
 
-def ternary_scale(sample: Sample, threshold: Tensor) -> Tensor:
+def ternary_scale(rows: Rows, threshold: Tensor) -> Tensor:
     """The mean magnitude above the threshold, the best scale for it; 1 where there is none."""
-    mean = _mean_magnitude(sample, threshold)
+    mean = _mean_magnitude(rows, threshold)
     return torch.where(mean > 0, mean.clamp(min=SMALLEST_SCALE), 1.0)
 
 
-def ternary_codes(rows: Tensor, threshold: Tensor) -> Tensor:
+def ternary_codes(values: Tensor, threshold: Tensor) -> Tensor:
     """The sign of values whose magnitude is above the threshold, 0 for the others."""
-    return (rows > threshold).to(torch.int8).sub_((rows < -threshold).to(torch.int8))
+    return (values > threshold).to(torch.int8).sub_((values < -threshold).to(torch.int8))
 
 
-def _mean_magnitude(sample: Sample, above: Tensor) -> Tensor:
+def _mean_magnitude(rows: Rows, above: Tensor) -> Tensor:
     total = torch.zeros_like(above, dtype=torch.float64)
     count = torch.zeros_like(total)
-    for part in sample.parts:
-        size = sample.part(part).abs()
+    for part in rows.parts:
+        size = rows.part(part).abs()
         kept = size > above
         total += (size * kept).sum(dim=-1, keepdim=True, dtype=torch.float64)
         count += kept.sum(dim=-1, keepdim=True)

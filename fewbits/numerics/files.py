@@ -12,44 +12,35 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from os import PathLike
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from fewbits.errors import InputError
-from fewbits.numerics.floats import decode_scale, encode_scale
+from fewbits.numerics.checks import naming
+from fewbits.numerics.floats import decode_scale, encode_scale, scale_row
 from fewbits.numerics.layout import layout_of
 from fewbits.numerics.packing import pack, unpack
 from fewbits.numerics.qtensor import QTensor
-from fewbits.numerics.qtype import find
+from fewbits.numerics.qtype import QType, find
 
 _KEY = "fewbits.qtensors"
+_FLOATS = ("free_zero_point", "codebook", "tensor_scale")
+_PARTS = ("codes", "scale", "zero_point", *_FLOATS)
 
 
 def save(path: str | PathLike[str], tensors: Mapping[str, QTensor]) -> None:
-    """Write QTensors to a safetensors file; an existing file is replaced."""
-    stored: dict[str, Tensor] = {}
-    described = {}
-    for name, q in tensors.items():
-        described[name] = {
-            "qtype": asdict(q.qtype),
-            "shape": list(q.shape),
-            "channel_axis": q.channel_axis,
-            "group_size": q.group_size,
-        }
-        stored[f"{name}.codes"] = q.packed()
-        if q.scale is not None:
-            stored[f"{name}.scale"] = (
-                q.scale if q.qtype.scale_type is None else encode_scale(q.scale, q.qtype, q.tensor_scale)
-            )
-        if q.zero_point is not None:
-            stored[f"{name}.zero_point"] = pack(q.zero_point, q.qtype)
-        for part in ("free_zero_point", "codebook", "tensor_scale"):
-            value = getattr(q, part)
-            if value is not None:
-                stored[f"{name}.{part}"] = value
-    on_cpu = {key: value.contiguous().cpu() for key, value in stored.items()}
-    save_file(on_cpu, path, {_KEY: json.dumps(described)})
+    """Write QTensors to a safetensors file; an existing file is replaced.
+
+    Raises InputError when the file cannot be written.
+    """
+    described = {name: _description(q) for name, q in tensors.items()}
+    stored = {f"{name}.{part}": value for name, q in tensors.items() for part, value in _stored(q).items()}
+    try:
+        save_file(stored, path, {_KEY: json.dumps(described)})
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path} cannot be written: {error}") from None
 
 
 def load(path: str | PathLike[str]) -> dict[str, QTensor]:
@@ -60,41 +51,77 @@ def load(path: str | PathLike[str]) -> dict[str, QTensor]:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            described = json.loads((file.metadata() or {})[_KEY])
+            described = dict(json.loads((file.metadata() or {})[_KEY]))
             stored = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError, KeyError, json.JSONDecodeError) as error:
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} is not a file of QTensors: {error}") from None
-    loaded = {}
-    for name, description in described.items():
-        try:
-            loaded[name] = _read(name, description, stored)
-        except KeyError as missing:
-            raise InputError(f"{path}: tensor {name!r} lacks {missing}") from None
-        except InputError as error:
-            raise InputError(f"{path}: tensor {name!r}: {error}") from None
+    try:
+        loaded = {}
+        for name, description in described.items():
+            with naming(name):
+                parts = {part: stored.pop(f"{name}.{part}", None) for part in _PARTS}
+                loaded[name] = _read(name, description, parts)
+        if stored:
+            raise InputError(f"it holds {', '.join(map(repr, stored))}, which its metadata does not describe")
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
     return loaded
 
 
-def _read(name: str, description: dict, stored: Mapping[str, Tensor]) -> QTensor:
-    row = find(description["qtype"]["name"])
-    if json.loads(json.dumps(asdict(row))) != description["qtype"]:
-        raise InputError(f"{row.name!r} was another format when this was written; register that one instead")
-    shape = tuple(description["shape"])
-    axis, group_size = description["channel_axis"], description["group_size"]
-    parameter_shape = layout_of(shape, axis, group_size, f"tensor {name!r}").parameter_shape
-    tensor_scale = stored.get(f"{name}.tensor_scale")
-    scale, zero_point = stored.get(f"{name}.scale"), stored.get(f"{name}.zero_point")
+def _description(q: QTensor) -> dict[str, object]:
+    return {
+        "qtype": asdict(q.qtype),
+        "shape": list(q.shape),
+        "channel_axis": q.channel_axis,
+        "group_size": q.group_size,
+    }
+
+
+def _stored(q: QTensor) -> dict[str, Tensor]:
+    """The parts of a QTensor as a file holds them, on the CPU."""
+    scale = q.scale
+    if scale is not None and q.qtype.scale_type is not None:
+        scale = encode_scale(scale, q.qtype, q.tensor_scale)
+    parts = {part: getattr(q, part) for part in _FLOATS}
+    parts |= {"codes": q.packed(), "scale": scale}
+    parts["zero_point"] = None if q.zero_point is None else pack(q.zero_point, q.qtype)
+    return {part: value.contiguous().cpu() for part, value in parts.items() if value is not None}
+
+
+def _read(name: str, description: Mapping, parts: Mapping[str, Tensor | None]) -> QTensor:
+    try:
+        row = _same_row(description["qtype"])
+        shape = tuple(int(extent) for extent in description["shape"])
+        axis, group_size = description["channel_axis"], description["group_size"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"its description is not one that save writes: {error!r}") from None
+    layout = layout_of(shape, axis, group_size)
+    codes, scale, zero_point = parts["codes"], parts["scale"], parts["zero_point"]
+    if codes is None:
+        raise InputError(f"it lacks '{name}.codes'")
     if scale is not None and row.scale_type is not None:
-        scale = decode_scale(scale, row, tensor_scale)
+        scale = decode_scale(_of_dtype(scale, scale_row(row).code_dtype), row, parts["tensor_scale"])
     return QTensor(
-        codes=unpack(stored[f"{name}.codes"], row, shape),
+        codes=unpack(codes, row, shape),
         qtype=row,
         scale=scale,
-        zero_point=None if zero_point is None else unpack(zero_point, row, parameter_shape).int(),
-        free_zero_point=stored.get(f"{name}.free_zero_point"),
-        codebook=stored.get(f"{name}.codebook"),
-        tensor_scale=tensor_scale,
+        zero_point=None if zero_point is None else unpack(zero_point, row, layout.parameter_shape).int(),
         channel_axis=axis,
         group_size=group_size,
         name=name,
+        **{part: parts[part] for part in _FLOATS},
     )
+
+
+def _same_row(description: Mapping) -> QType:
+    """The row of that name, if it is what it was when the file was written."""
+    row = find(description["name"])
+    if json.loads(json.dumps(asdict(row))) != description:
+        raise InputError(f"{row.name!r} was another format when this was written; register that one instead")
+    return row
+
+
+def _of_dtype(scale: Tensor, dtype: torch.dtype) -> Tensor:
+    if scale.dtype != dtype:
+        raise InputError(f"scales are stored as {dtype}, got {scale.dtype}")
+    return scale

@@ -36,6 +36,8 @@ def encode_float(values: Tensor, row: QType, *, saturate: bool, rounding: Roundi
     a zero of the other sign, as ONNX and ml_dtypes do.
     """
     fmt = format_of(row)
+    if rounding not in _ROUND:
+        raise InputError(f"unknown rounding {rounding!r}; known are {', '.join(_ROUND)}")
     by_table = (
         row.bits <= 8 and fmt.mantissa_bits <= 6 and rounding == "nearest" and values.dtype == torch.float32
     )
@@ -79,9 +81,9 @@ def _cases(row: QType, saturate: bool, device: torch.device) -> Tensor:
 
 
 def _with_sign(code: Tensor, wide: Tensor, fmt: FloatFormat) -> Tensor:
-    negative = torch.signbit(wide)
     if fmt.specials == "e8m0":
-        return torch.where(negative | wide.isnan(), 255, code)
+        return torch.where((wide < 0) | wide.isnan(), 255, code)
+    negative = torch.signbit(wide)
     sign_bit = 1 << (fmt.exponent_bits + fmt.mantissa_bits)
     if fmt.specials == "fnuz":
         # There is no minus zero: its pattern is the one NaN, which overflow shares.
@@ -143,24 +145,30 @@ def _with_specials(value: Tensor, code: Tensor, magnitude: Tensor, fmt: FloatFor
         return torch.where(code == 255, torch.nan, value)
     sign_bit = 1 << (fmt.exponent_bits + fmt.mantissa_bits)
     if fmt.specials == "fnuz":
-        return torch.where(code == sign_bit, torch.nan, torch.where(code > sign_bit, -value, value))
+        return torch.where(code == sign_bit, -torch.nan, torch.where(code > sign_bit, -value, value))
     value = torch.where(magnitude > fmt.max_code, torch.nan, value)
     if fmt.specials == "ieee":
         value = torch.where(magnitude == fmt.max_code + 1, torch.inf, value)
     return torch.where(code >= sign_bit, -value, value)
 
 
+def scale_row(row: QType) -> QType:
+    """The float row in which a row with a scale type stores its scales."""
+    assert row.scale_type is not None, row.name
+    return find(row.scale_type)
+
+
 def encode_scale(scale: Tensor, row: QType, tensor_scale: Tensor | None) -> Tensor:
     """Bit patterns of a row's scales in its scale type, never that of zero."""
-    scale_row = find(row.scale_type or "")
+    stored_in = scale_row(row)
     relative = scale if tensor_scale is None else scale / tensor_scale
-    codes = encode_float(relative, scale_row, saturate=True)
-    return codes if not format_of(scale_row).signed else codes.int().clamp_(min=1).to(codes.dtype)
+    codes = encode_float(relative, stored_in, saturate=True)
+    return codes if not format_of(stored_in).signed else codes.int().clamp_(min=1).to(codes.dtype)
 
 
 def decode_scale(codes: Tensor, row: QType, tensor_scale: Tensor | None) -> Tensor:
     """The steps that ``encode_scale`` wrote."""
-    scale = decode_float(codes, find(row.scale_type or ""))
+    scale = decode_float(codes, scale_row(row))
     return scale if tensor_scale is None else scale * tensor_scale
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from operator import index
 
 import torch
 from torch import Tensor
@@ -87,29 +89,35 @@ class Layout:
                 yield channels, groups, slice(start, start + size)
 
 
-def layout_of(shape: tuple[int, ...], channel_axis: int | None, group_size: int | None, name: str) -> Layout:
-    """Check the axis and group size against a shape; ``name`` is how errors call the tensor.
+def layout_of(shape: tuple[int, ...], channel_axis: int | None, group_size: int | None) -> Layout:
+    """Check the axis and group size against a shape.
 
     Raises InputError for an axis that is not there, a group size that does not divide a channel, or no
     elements at all.
     """
-    count = 1
-    for extent in shape:
-        count *= extent
+    axis, group_size = _integer("channel_axis", channel_axis), _integer("group_size", group_size)
+    count = math.prod(shape)
     if count == 0:
-        raise InputError(f"{name} has shape {tuple(shape)} and no elements; nothing to quantize")
+        raise InputError(f"shape {shape} has no elements; nothing to quantize")
     channels = 1
-    if channel_axis is not None:
-        if not -len(shape) <= channel_axis < len(shape):
-            raise InputError(f"{name}: channel_axis {channel_axis} is not an axis of shape {tuple(shape)}")
-        channel_axis %= len(shape)
-        channels = shape[channel_axis]
+    if axis is not None:
+        if not -len(shape) <= axis < len(shape):
+            raise InputError(f"channel_axis {axis} is not an axis of shape {shape}")
+        axis %= len(shape)
+        channels = shape[axis]
     per_channel = count // channels
     length = per_channel if group_size is None else group_size
     if length < 1 or per_channel % length:
-        kept = "the tensor" if channel_axis is None else f"a channel (axis {channel_axis})"
+        kept = "the tensor" if axis is None else f"a channel (axis {axis})"
         raise InputError(
-            f"{name}: group_size {group_size} does not divide the {per_channel} elements of {kept}, "
-            f"shape {tuple(shape)}; choose a divisor or None"
+            f"group_size {group_size} does not divide the {per_channel} elements of {kept}, "
+            f"shape {shape}; choose a divisor or None"
         )
-    return Layout(tuple(shape), channel_axis, group_size, channels, per_channel // length, length)
+    return Layout(shape, axis, group_size, channels, per_channel // length, length)
+
+
+def _integer(word: str, value: int | None) -> int | None:
+    try:
+        return None if value is None else index(value)
+    except TypeError:
+        raise InputError(f"{word} is {value!r}; give an integer or None") from None

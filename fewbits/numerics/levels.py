@@ -12,9 +12,10 @@ from torch import Tensor
 from fewbits.errors import InputError
 from fewbits.numerics.affine import LARGEST_VALUE, SMALLEST_SCALE, nonzero
 from fewbits.numerics.codebook import Nearest
-from fewbits.numerics.floats import decode_float, encode_float, format_of, stored_scale
-from fewbits.numerics.qtype import QType, find
-from fewbits.numerics.sample import Points, Sample
+from fewbits.numerics.floats import decode_float, encode_float, format_of, scale_row, stored_scale
+from fewbits.numerics.qtype import QType
+from fewbits.numerics.rows import Points, Rows
+from fewbits.numerics.steps import best_step, better, misfit
 
 
 def encode_levels(values: Tensor, row: QType) -> Tensor:
@@ -42,50 +43,44 @@ def _nearest(row: QType, device: torch.device) -> Nearest:
     return Nearest(_levels(row, device))
 
 
-ScaleRule = Callable[[Sample], Tensor]  # the scale of each row, (channels, groups, 1) float32
+# Narrow floats have as good a scale in every octave, often above the spanning one: all of one is looked through.
+_COARSE, _FINE = tuple(0.92**k for k in range(-2, 18) if k), (0.97, 1.03)
+
+ScaleRule = Callable[[Rows], Tensor]  # the scale of each row, (channels, groups, 1) float32
 
 
 def spanning_rule(row: QType, tensor_scale: Tensor | None) -> ScaleRule:
     """The scale at which the outermost levels reach the ends of a row; 1 for a row of zeros."""
-    _require_signed(row)
-    return lambda sample: _stored(_spanning(sample, row), row, tensor_scale)
+    return lambda rows: _stored(_spanning(rows, row), row, tensor_scale)
 
 
 def least_error_rule(row: QType, tensor_scale: Tensor | None) -> ScaleRule:
-    """The scale of least squared error among multiples of the spanning one, then fitted by least squares."""
-    _require_signed(row)
-    # A power of two has few neighbours worth trying.
+    """The scale of least squared error; where scales are stored in few bits, the best of those near by."""
+
+    def nearest(values: Tensor) -> Tensor:
+        return decode_levels(encode_levels(values, row), row)
+
+    # Of the powers of two few are worth trying.
     factors = (2.0, 0.5, 0.25) if row.scale_type == "e8m0" else tuple(0.94**k for k in range(-3, 26) if k)
 
-    def rule(sample: Sample) -> Tensor:
-        wanted = _spanning(sample, row)
-        best = unit = _stored(wanted, row, tensor_scale)
-        points = Points(sample.points.values / unit, sample.points.weights)
-        least, fitted = _misfit(points, torch.ones_like(unit), row)
+    def rule(rows: Rows) -> Tensor:
+        spanning = _spanning(rows, row)
+        scale = _stored(spanning, row, tensor_scale)
+        points = Points(rows.points.values / scale, rows.points.weights)
+        if row.scale_type is None:
+            step = best_step(points, nearest, _COARSE, _FINE, refinements=2)
+            return (scale * step).clamp_(min=SMALLEST_SCALE)
+        best = (-misfit(points, torch.ones_like(scale), nearest), scale)
         for factor in factors:
-            candidate = _stored(wanted * factor, row, tensor_scale)
-            error, fit = _misfit(points, candidate / unit, row)
-            better = error < least
-            least, best = torch.where(better, error, least), torch.where(better, candidate, best)
-            fitted = torch.where(better, fit, fitted)
-        candidate = _stored(unit * fitted, row, tensor_scale)
-        error, _ = _misfit(points, candidate / unit, row)
-        return torch.where(error < least, candidate, best)
+            candidate = _stored(spanning * factor, row, tensor_scale)
+            best = better(best, (-misfit(points, candidate / scale, nearest), candidate))
+        return best[1]
 
     return rule
 
 
-def _misfit(points: Points, scale: Tensor, row: QType) -> tuple[Tensor, Tensor]:
-    """The squared error at a scale, and the scale that fits its codes best."""
-    level = decode_levels(encode_levels(points.values / scale, row), row)
-    inner = points.total(points.values * level)
-    power = points.total(level.square())
-    error = points.total(level.mul_(scale).sub_(points.values).square_())
-    return error, torch.where(power > 0, inner / power, scale)
-
-
-def _spanning(sample: Sample, row: QType) -> Tensor:
-    low, high = sample.ends
+def _spanning(rows: Rows, row: QType) -> Tensor:
+    low, high = rows.ends
     bottom, top = reach(row)
     scale = torch.maximum(high / top, low / bottom).clamp(max=LARGEST_VALUE / max(top, -bottom, 1.0))
     return nonzero(scale, low.clamp(max=0), high.clamp(min=0))
@@ -95,14 +90,10 @@ def _stored(scale: Tensor, row: QType, tensor_scale: Tensor | None) -> Tensor:
     return power_of_two_below(scale) if row.scale_type == "e8m0" else stored_scale(scale, row, tensor_scale)
 
 
-def _require_signed(row: QType) -> None:
-    if row.kind == "float" and not format_of(row).signed:
-        raise InputError(f"{row.name} holds scales and has no negative numbers; cast to it instead")
-
-
-def largest_step(row: QType) -> float:
-    """What a two-level row reaches at tensor scale 1: its largest scale times its largest level."""
-    return format_of(find(row.scale_type or "")).max_value * reach(row)[1]
+def tensor_scale_of(largest: Tensor, row: QType) -> Tensor:
+    """The second-level scale, float32, with which a row's largest scale and level reach ``largest``."""
+    top = format_of(scale_row(row)).max_value * reach(row)[1]
+    return nonzero(largest / top, -largest, largest)
 
 
 def reach(row: QType) -> tuple[float, float]:
@@ -111,11 +102,15 @@ def reach(row: QType) -> tuple[float, float]:
     The outermost levels, save with a power-of-two scale, which is rounded down. MX 1.0 (section 6.3) aligns
     the powers of two, so that the largest magnitudes saturate. The log rows round to nearest, 3/4 and above
     going up (INQ, arXiv:1702.03044, equation 6).
+    Raises InputError for a float without negative numbers, which holds scales.
     """
     if row.levels is not None:
         share = 0.75 if row.scale_type == "e8m0" else 1.0
         return row.levels[0] * share, row.levels[-1] * share
-    top = format_of(row).max_value
+    fmt = format_of(row)
+    if not fmt.signed:
+        raise InputError(f"{row.name} holds scales and has no negative numbers; cast to it instead")
+    top = fmt.max_value
     if row.scale_type == "e8m0":
         top = 2.0 ** math.floor(math.log2(top))
     return -top, top

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fewbits.errors import InputError
+from fewbits.numerics.checks import require_codes
 from fewbits.numerics.layout import block_size
 from fewbits.numerics.qtype import QType, find
 
@@ -25,9 +26,18 @@ def packed_size(count: int, bits: int) -> int:
 def pack(codes: Tensor, qtype: str | QType) -> Tensor:
     """Pack unpacked integer codes of any shape into a 1-D uint8 tensor on the same device.
 
-    Codes are taken as they are: their range is a QTensor's invariant, not checked again here.
+    Raises InputError for codes that are no integers or out of range.
     """
     row = find(qtype)
+    if codes.is_floating_point():
+        raise InputError(f"codes are integers, got {codes.dtype}")
+    if codes.numel():
+        require_codes(codes, row, row.qmax, "code")
+    return pack_codes(codes, row)
+
+
+def pack_codes(codes: Tensor, row: QType) -> Tensor:
+    """``pack`` for codes known to be in range."""
     flat = codes.reshape(-1)
     out = torch.empty(packed_size(flat.numel(), row.bits), dtype=torch.uint8, device=codes.device)
     size = block_size(codes)

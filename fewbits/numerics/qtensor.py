@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 
 from fewbits.errors import InputError
-from fewbits.numerics.checks import called
-from fewbits.numerics.codebook import check_books, lookup
-from fewbits.numerics.floats import stored_scale
+from fewbits.numerics.checks import naming
+from fewbits.numerics.codebook import lookup
+from fewbits.numerics.floats import scale_row
+from fewbits.numerics.invariants import check
 from fewbits.numerics.layout import Layout, RowBlock, block_size, layout_of
 from fewbits.numerics.levels import decode_levels
-from fewbits.numerics.packing import pack, packed_size
-from fewbits.numerics.qtype import QType, find
+from fewbits.numerics.packing import pack_codes, packed_size
+from fewbits.numerics.qtype import QType
 
 _LARGEST = torch.finfo(torch.float32).max
 
@@ -40,18 +41,20 @@ class QTensor:
     Invariants, checked on construction:
 
     - ``codes`` has the shape of the tensor and ``qtype.code_dtype``; every code is within
-      ``qtype.qmin..qmax`` (binary: -1 or +1; codebook: below the number of entries).
-    - ``scale`` (float32, always the step) and ``zero_point`` (int32) have the parameter shape of the layout:
-      ``()``, ``(channels,)``, ``(groups,)`` or ``(channels, groups)``, whatever the channel axis is.
-      A channel is one index of ``channel_axis``, its other axes flattened in order; groups are neighbours
-      within a channel.
-    - ``scale`` is finite and positive (binary rows of zeros: 0). It is None only for a learned codebook and
-      for a plain cast, whose codes are the values.
-    - ``free_zero_point`` (float32, in code units) takes the place of ``zero_point`` for grids whose zero need
-      not be a code.
-    - ``codebook`` (float32) has the parameter shape plus one axis of entries.
-    - ``tensor_scale`` (float32, shape ``()``) is set for a two-level format (nvfp4): ``scale`` is a number
-      of ``qtype.scale_type`` times it.
+      ``qtype.qmin..qmax`` (binary: -1 or +1; codebook: below the number of entries). All parts are on one
+      device.
+    - Parameters have the parameter shape of the layout: ``()``, ``(channels,)``, ``(groups,)`` or
+      ``(channels, groups)``, whatever the channel axis is. A channel is one index of ``channel_axis``, its
+      other axes flattened in order; groups are neighbours within a channel. A block format has its own
+      group size.
+    - ``scale`` (float32) is always the step: finite and positive (binary rows of zeros: 0), and a number of
+      ``qtype.scale_type`` where the row has one. It is None only for a learned codebook, and for a plain cast
+      of the whole tensor, whose codes are the values.
+    - ``zero_point`` (int32, within ``qtype.qmin..qmax``) or ``free_zero_point`` (float32, finite, in code
+      units, for grids whose zero need not be a code) are of int and uint rows; None is zero.
+    - ``codebook`` (float32, the parameter shape plus one axis of ascending entries) is of learned codebooks.
+    - ``tensor_scale`` (float32, shape ``()``) is of two-level formats (nvfp4): ``scale`` is a number of
+      ``qtype.scale_type`` times it.
     """
 
     codes: Tensor
@@ -66,7 +69,8 @@ class QTensor:
     name: str | None = None
 
     def __post_init__(self) -> None:
-        _check(self)
+        with naming(self.name):
+            check(self)
 
     @property
     def shape(self) -> torch.Size:
@@ -76,7 +80,7 @@ class QTensor:
     @property
     def layout(self) -> Layout:
         """How the tensor is cut into channels and groups."""
-        return layout_of(tuple(self.codes.shape), self.channel_axis, self.group_size, called(self.name))
+        return layout_of(tuple(self.codes.shape), self.channel_axis, self.group_size)
 
     @property
     def nbytes(self) -> int:
@@ -87,7 +91,7 @@ class QTensor:
         """
         size = packed_size(self.codes.numel(), self.qtype.bits)
         if self.scale is not None:
-            width = 32 if self.qtype.scale_type is None else find(self.qtype.scale_type).bits
+            width = 32 if self.qtype.scale_type is None else scale_row(self.qtype).bits
             size += packed_size(self.scale.numel(), width)
         if self.zero_point is not None:
             size += packed_size(self.zero_point.numel(), self.qtype.bits)
@@ -97,7 +101,7 @@ class QTensor:
 
     def packed(self) -> Tensor:
         """The codes as bytes, a 1-D uint8 tensor; see ``packing`` for the order."""
-        return pack(self.codes, self.qtype)
+        return pack_codes(self.codes, self.qtype)
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """The tensor the codes stand for, computed in float32 and given in ``dtype``."""
@@ -110,10 +114,9 @@ class QTensor:
 
     def error(self, x: Tensor) -> QuantizationError:
         """Compare with the tensor this came from; raises InputError when the shapes differ."""
-        if x.shape != self.shape:
-            raise InputError(
-                f"{called(self.name)} has shape {tuple(self.shape)}; compared with {tuple(x.shape)}"
-            )
+        with naming(self.name):
+            if x.shape != self.shape:
+                raise InputError(f"its shape is {tuple(self.shape)}; compared with {tuple(x.shape)}")
         layout = self.layout
         codes, rows = layout.split(self.codes), layout.split(x.detach())
         compared = []
@@ -145,62 +148,3 @@ class QTensor:
             values *= layout.spread(self.scale)[block]
         # A rounded zero point lets one end of the widest ranges reach half a step beyond float32.
         return values.clamp_(-_LARGEST, _LARGEST)
-
-
-def _check(q: QTensor) -> None:
-    name = called(q.name)
-    row = q.qtype
-    if q.codes.dtype != row.code_dtype:
-        raise InputError(f"{name}: {row.name} codes are {row.code_dtype}, got {q.codes.dtype}")
-    layout = q.layout
-    if row.kind == "codebook" and row.levels is None:
-        if q.codebook is None:
-            raise InputError(f"{name}: {row.name} needs a codebook")
-        if tuple(q.codebook.shape[:-1]) != layout.parameter_shape or q.codebook.dim() == 0:
-            raise InputError(
-                f"{name}: codebook has shape {tuple(q.codebook.shape)}, "
-                f"the layout needs {layout.parameter_shape} and an axis of entries"
-            )
-        check_books(q.codebook, row.qmax + 1, q.name)
-    elif q.codebook is not None:
-        raise InputError(f"{name}: {row.name} has no codebook of its own to store")
-    parameters = {"scale": q.scale, "zero_point": q.zero_point, "free_zero_point": q.free_zero_point}
-    for word, parameter in parameters.items():
-        if parameter is not None and tuple(parameter.shape) != layout.parameter_shape:
-            raise InputError(
-                f"{name}: {word} has shape {tuple(parameter.shape)}, "
-                f"the layout needs {layout.parameter_shape}"
-            )
-    if q.zero_point is not None and q.zero_point.is_floating_point():
-        raise InputError(f"{name}: zero points are integers, got {q.zero_point.dtype}; see free_zero_point")
-    if q.scale is None:
-        plain = row.kind in ("int", "float") and layout.parameter_shape == () and q.zero_point is None
-        if q.codebook is None and not plain:
-            raise InputError(f"{name}: {row.name} needs a scale")
-    else:
-        # The closed form of a binary row of zeros is the scale 0.
-        wrong = ~torch.isfinite(q.scale) | (q.scale < 0) | ((q.scale == 0) & (row.kind != "binary"))
-        if bool(wrong.any()):
-            raise InputError(f"{name}: every scale is finite and positive, got {float(q.scale[wrong][0])}")
-        wrong = stored_scale(q.scale, row, q.tensor_scale) != q.scale
-        if bool(wrong.any()):
-            raise InputError(
-                f"{name}: scale {float(q.scale[wrong][0])} is not a number of {row.scale_type}, "
-                f"in which {row.name} stores scales; round it first"
-            )
-    if q.zero_point is not None:
-        _check_range(q.zero_point, row.qmin, row.qmax, f"{name}: zero point", row)
-    highest = row.qmax if q.codebook is None else q.codebook.shape[-1] - 1
-    if highest - row.qmin + 1 < 1 << torch.iinfo(row.code_dtype).bits:
-        _check_range(q.codes, row.qmin, highest, f"{name}: code", row)
-    if row.kind == "binary" and bool((q.codes == 0).any()):
-        raise InputError(f"{name}: binary codes are -1 and +1, got 0")
-
-
-def _check_range(codes: Tensor, lowest: int, highest: int, what: str, row: QType) -> None:
-    if codes.dtype == torch.uint16:  # which torch does not compare
-        codes = codes.int()
-    low, high = (int(end) for end in codes.aminmax())
-    if low < lowest or high > highest:
-        worst = low if low < lowest else high
-        raise InputError(f"{what} {worst} is out of range; {row.name} goes from {lowest} to {highest} here")

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fewbits.numerics.api import quantize
 
+_FLOATS = {4: ("fp4_e2m1",), 8: ("fp8_e4m3fn",)}
 _TORCH = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
@@ -95,6 +96,3 @@ def sqnr_against_bits(x: Tensor, bits: Sequence[int] = (2, 3, 4, 5, 6, 7, 8)) ->
         for kind, name, search in settings:
             records.append(SqnrPoint(kind, width, quantize(x, name, search=search).error(x).sqnr_db))
     return records
-
-
-_FLOATS = {4: ("fp4_e2m1",), 8: ("fp8_e4m3fn",)}

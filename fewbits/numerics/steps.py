@@ -1,0 +1,67 @@
+"""The step of least squared error between values and a step times given levels, for any set of levels.
+
+A candidate step leads to levels, and least squares fits a better step to those. How much of the sum of squares
+the levels explain once it is fitted, ``(sum x l)^2 / sum l^2``, is what candidates are judged by.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from fewbits.numerics.rows import Points
+
+NearestLevel = Callable[[Tensor], Tensor]  # of values in steps, as a new tensor of the same shape
+
+Candidate = TypeVar("Candidate", bound=tuple[Tensor, ...])
+
+
+def better(first: Candidate, second: Candidate) -> Candidate:
+    """Row by row the candidate whose first part, its score, is higher; the first one where they tie."""
+    higher = second[0] > first[0]
+    return type(first)(torch.where(higher, b, a) for a, b in zip(first, second, strict=True))
+
+
+def misfit(points: Points, step: Tensor, nearest: NearestLevel) -> Tensor:
+    """The squared error of each row at a step, (channels, groups, 1)."""
+    error = nearest(points.values / step).mul_(step).sub_(points.values)
+    return points.total(error.square_())
+
+
+def best_step(
+    points: Points,
+    nearest: NearestLevel,
+    coarse: tuple[float, ...],
+    fine: tuple[float, ...],
+    refinements: int,
+) -> Tensor:
+    """The best step found for each row, whose values are given in units of the step that spans them.
+
+    ``coarse`` factors shrink the spanning step, ``fine`` ones then move the best of them; last, rounding and
+    fitting alternate. The result is never worse than 1, the spanning step.
+    """
+    whole = torch.ones_like(points.values[..., :1])
+    best = _fitted(points, whole, nearest)
+    for factor in coarse:
+        best = better(best, _fitted(points, whole * factor, nearest))
+    _, found = best
+    for factor in fine:
+        best = better(best, _fitted(points, found * factor, nearest))
+    for _ in range(refinements):
+        best = better(best, _fitted(points, best[1], nearest))
+    _, step = best
+    # With many levels the gains differ by less than float32 resolves: the errors themselves decide.
+    return torch.where(misfit(points, step, nearest) < misfit(points, whole, nearest), step, whole)
+
+
+def _fitted(points: Points, step: Tensor, nearest: NearestLevel) -> tuple[Tensor, Tensor]:
+    """What the levels at a step explain, and the step fitted to them."""
+    level = nearest(points.values / step)
+    inner = points.total(points.values * level)
+    power = points.total(level.square_())
+    used = power > 0
+    fitted = torch.where(used, inner / power, step)
+    return torch.where(used, inner * fitted, 0.0), fitted
