@@ -1,4 +1,4 @@
-"""Uniform quantization: the properties every setting has, and the formulas by hand."""
+"""Uniform quantization: the formulas, by hand."""
 
 from __future__ import annotations
 
@@ -7,73 +7,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fewbits.errors import InputError
-from fewbits.numerics import find, quantize, quantize_with, scale_zero_point, table, textbook_scale
-from tests.numerics.schemes import FINITE, GRANULARITIES, MODERATE, arrays, steps
+from fewbits.numerics import quantize, quantize_with, scale_zero_point, textbook_scale
+from tests.numerics.schemes import INT_ROWS
 
-INT_ROWS = [row.name for row in table() if row.kind == "int"]
-SYMMETRY = [True, False]
-
-
-@pytest.mark.parametrize("symmetric", SYMMETRY)
-@pytest.mark.parametrize("granularity", GRANULARITIES)
-@settings(max_examples=1000, deadline=None)
-@given(x=arrays(), qtype=st.sampled_from(INT_ROWS))
-def test_whole_range(granularity, symmetric, x, qtype):
-    """In range nothing is off by more than half a step, and every scale is finite and normal."""
-    q = quantize(x, qtype, symmetric=symmetric, **GRANULARITIES[granularity])
-    assert torch.isfinite(q.scale).all()
-    assert torch.isfinite(q.dequantize()).all()
-    assert (q.scale >= torch.finfo(torch.float32).tiny).all()
-    row = find(qtype)
-    codes = q.codes.int()
-    assert codes.min() >= row.qmin
-    assert codes.max() <= row.qmax
-    error = (q.dequantize().double() - x.double()).abs()
-    # Division and multiplication round once each in float32.
-    assert (error <= steps(q).double() / 2 + x.double().abs() * 2**-22).all()
-
-
-@pytest.mark.parametrize("granularity", GRANULARITIES)
-@settings(max_examples=1000, deadline=None)
-@given(x=arrays(), qtype=st.sampled_from(INT_ROWS), symmetric=st.booleans())
-def test_quantizing_again_changes_nothing(granularity, x, qtype, symmetric):
-    kept = GRANULARITIES[granularity]
-    q = quantize(x, qtype, symmetric=symmetric, **kept)
-    again = quantize_with(q.dequantize(), qtype, q.scale, q.zero_point, **kept)
-    assert torch.equal(again.codes, q.codes)
-    assert torch.equal(again.dequantize(), q.dequantize())
-
-
-@settings(max_examples=2000, deadline=None)
-@given(
-    x=arrays(),
-    order=st.permutations(range(4)),
-    qtype=st.sampled_from(INT_ROWS),
-    search=st.sampled_from(["minmax", "mse", "least_squares", "percentile", "half_quadratic"]),
-    group_size=st.sampled_from([None, 2, 4]),
-)
-def test_channel_permutation_commutes(x, order, qtype, search, group_size):
-    order = list(order)
-    first = quantize(x[order], qtype, channel_axis=0, group_size=group_size, search=search)
-    after = quantize(x, qtype, channel_axis=0, group_size=group_size, search=search)
-    assert torch.equal(first.codes, after.codes[order])
-    assert torch.equal(first.scale, after.scale[order])
-
-
-@settings(max_examples=1000, deadline=None)
-@given(value=FINITE, qtype=st.sampled_from(INT_ROWS), symmetric=st.booleans())
-def test_constants_are_exact(value, qtype, symmetric):
-    x = torch.full((3, 4), value)
-    got = quantize(x, qtype, symmetric=symmetric, channel_axis=0).dequantize()
-    tiny = torch.finfo(torch.float32).tiny
-    # Below the smallest scale only a multiple of it can be had.
-    expected = x if abs(value) >= tiny else torch.round(x / tiny) * tiny
-    assert torch.equal(got, expected)
+ENDS = st.floats(-1000, 1000, width=32)
 
 
 @pytest.mark.parametrize("qtype", INT_ROWS)
-@pytest.mark.parametrize("symmetric", SYMMETRY)
+@pytest.mark.parametrize("symmetric", [True, False])
 def test_zero_channels_are_exact_zeros(qtype, symmetric):
     x = torch.randn(3, 8)
     x[1] = 0
@@ -159,18 +100,9 @@ def test_blocks_do_not_show():
 
 
 @settings(max_examples=300, deadline=None)
-@given(ends=st.tuples(MODERATE, MODERATE), qtype=st.sampled_from(INT_ROWS), symmetric=st.booleans())
+@given(ends=st.tuples(ENDS, ENDS), qtype=st.sampled_from(INT_ROWS), symmetric=st.booleans())
 def test_zero_is_always_a_code(ends, qtype, symmetric):
     low, high = sorted(ends)
     scale, zero_point = scale_zero_point(torch.tensor(low), torch.tensor(high), qtype, symmetric=symmetric)
     q = quantize_with(torch.zeros(2), qtype, scale, zero_point)
     assert (q.dequantize() == 0).all()
-
-
-def test_ranges_that_are_none():
-    with pytest.raises(InputError, match="finite ends"):
-        scale_zero_point(torch.tensor(1.0), torch.tensor(0.0), "int8")
-    with pytest.raises(InputError, match="not a range within"):
-        quantize(torch.ones(2), "int8", qmin=-129)
-    with pytest.raises(InputError, match="need 0 inside"):
-        quantize(torch.ones(2), "int8", qmin=-10, qmax=-3)

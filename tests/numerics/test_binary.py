@@ -8,11 +8,11 @@ import torch
 from hypothesis import given, settings
 
 from fewbits.numerics import quantize
-from tests.numerics.schemes import GRANULARITIES, MODERATE, arrays
+from tests.numerics.schemes import GRANULARITIES, arrays
 
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=500, deadline=None)
 @given(x=arrays())
 def test_binary_is_sign_times_mean_magnitude(granularity, x):
     q = quantize(x, "binary", **GRANULARITIES[granularity])
@@ -24,8 +24,8 @@ def test_binary_is_sign_times_mean_magnitude(granularity, x):
 
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)
-@settings(max_examples=300, deadline=None)
-@given(x=arrays(MODERATE))
+@settings(max_examples=500, deadline=None)
+@given(x=arrays(moderate=True))
 def test_ternary_is_twn(granularity, x):
     q = quantize(x, "ternary", **GRANULARITIES[granularity])
     rows, codes = q.layout.split(x).double(), q.layout.split(q.codes)
@@ -65,12 +65,3 @@ def test_long_rows():
     assert float(q.scale) == pytest.approx(float(kept.mean()), rel=1e-6)
     # Gauss: the best threshold is 0.6120 and leaves 0.1902 (the 3-level quantizer of Max 1960).
     assert quantize(x, "ternary", search="mse").error(x).mse == pytest.approx(0.1902, rel=0.01)
-
-
-@settings(max_examples=500, deadline=None)
-@given(x=arrays(MODERATE))
-def test_quantizing_again_changes_nothing(x):
-    q = quantize(x, "binary", channel_axis=0)
-    again = quantize(q.dequantize(), "binary", channel_axis=0)
-    assert torch.equal(again.codes[q.scale > 0], q.codes[q.scale > 0])
-    assert torch.allclose(again.scale, q.scale, rtol=1e-6)

@@ -33,18 +33,23 @@ HAS_NAN = [name for name in PEERS if find(name).float_format.specials != "none"]
 
 
 def every_pattern(source: str) -> np.ndarray:
-    dtype = np.float16 if source == "fp16" else ml_dtypes.bfloat16
-    return np.arange(1 << 16, dtype=np.uint16).view(dtype)
+    return np.arange(1 << 16, dtype=np.uint16).view(PEERS[source])
 
 
-def peer_codes(values: np.ndarray, name: str) -> np.ndarray:
+def peer_codes(values: np.ndarray, dtype: type) -> np.ndarray:
     with np.errstate(all="ignore"):
-        narrow = values.astype(PEERS[name])
+        narrow = values.astype(dtype)
     return narrow.view(np.uint16 if narrow.dtype.itemsize == 2 else np.uint8)
 
 
-def our_codes(values: np.ndarray, name: str, *, saturate: bool) -> np.ndarray:
-    return encode_float(torch.from_numpy(values.astype(np.float32)), find(name), saturate=saturate).numpy()
+def our_codes(source: str, name: str, *, saturate: bool) -> np.ndarray:
+    """The codes of every pattern, from 16 bits one by one and from float32 by table: they must agree."""
+    bits = torch.arange(1 << 16, dtype=torch.int32).to(torch.int16)
+    values = bits.view(torch.float16 if source == "fp16" else torch.bfloat16)
+    one_by_one = encode_float(values, find(name), saturate=saturate)
+    twice = encode_float(values.float().repeat(2), find(name), saturate=saturate)
+    assert torch.equal(twice.view(2, -1), torch.stack([one_by_one, one_by_one]))
+    return one_by_one.numpy()
 
 
 @pytest.mark.parametrize("name", PEERS)
@@ -52,7 +57,7 @@ def our_codes(values: np.ndarray, name: str, *, saturate: bool) -> np.ndarray:
 def test_the_formats_own_rule_is_that_of_ml_dtypes(name, source):
     """Every pattern, bit by bit, the NaNs too; only a NaN of the same format keeps its payload over there."""
     values = every_pattern(source)
-    expected, got = peer_codes(values, name), our_codes(values, name, saturate=False)
+    expected, got = peer_codes(values, PEERS[name]), our_codes(source, name, saturate=False)
     if name == source:
         nan = np.isnan(values.astype(np.float32))
         assert np.isnan(decode_float(torch.from_numpy(got[nan]), find(name)).numpy()).all()
@@ -69,19 +74,38 @@ def test_saturation_is_clamping_first(name, source):
     top = find(name).float_format.max_value
     assert top == float(ml_dtypes.finfo(PEERS[name]).max)
     nan = np.isnan(wide)
-    expected = peer_codes(np.clip(wide, -top, top), name)
-    got = our_codes(values, name, saturate=True)
+    expected = peer_codes(np.clip(wide, -top, top), PEERS[name])
+    got = our_codes(source, name, saturate=True)
     np.testing.assert_array_equal(got[~nan], expected[~nan])
     if name in HAS_NAN:
         assert np.isnan(decode_float(torch.from_numpy(got[nan]), find(name)).numpy()).all()
 
 
-@pytest.mark.parametrize("name", PEERS)
+@pytest.mark.parametrize("source", ["fp16", "bf16"])
+@pytest.mark.parametrize("saturate", [True, False])
+def test_every_pattern_as_e8m0(source, saturate):
+    """As ml_dtypes, but for three rules: zero is the smallest power, the smallest ones round to nearest too
+    (ml_dtypes takes what is just above 2 ** -127 up), and what is too large may saturate."""
+    with np.errstate(all="ignore"):
+        wide = every_pattern(source).astype(np.float64)
+    expected = peer_codes(every_pattern(source), ml_dtypes.float8_e8m0fnu)
+    expected[wide == 0] = 0
+    expected[(wide > 0) & (wide < 1.5 * 2.0**-127)] = 0
+    if saturate:
+        expected[wide >= 1.5 * 2.0**127] = 254
+    np.testing.assert_array_equal(our_codes(source, "e8m0", saturate=saturate), expected)
+
+
+@pytest.mark.parametrize("name", [*PEERS, "e8m0"])
 def test_every_code_decodes_as_in_ml_dtypes(name):
+    """Bit by bit; a 16-bit NaN is the quiet one here, and keeps its payload over there."""
     row = find(name)
     codes = np.arange(1 << row.bits, dtype=np.uint16 if row.bits == 16 else np.uint8)
-    expected = codes.view(PEERS[name]).astype(np.float32)
-    np.testing.assert_array_equal(decode_float(torch.from_numpy(codes), row).numpy(), expected)
+    expected = codes.view(PEERS.get(name, ml_dtypes.float8_e8m0fnu)).astype(np.float32)
+    got = decode_float(torch.from_numpy(codes), row).numpy()
+    np.testing.assert_array_equal(got, expected)
+    kept = ~np.isnan(expected) if row.bits == 16 else slice(None)
+    np.testing.assert_array_equal(got.view(np.uint32)[kept], expected.view(np.uint32)[kept])
 
 
 @pytest.mark.parametrize("name", PEERS)
