@@ -1,4 +1,4 @@
-"""The numeric core beside its peers, in one run: `python -m bench.numerics [WORK ...] [--blocks N]`.
+"""The numeric core beside its peers, in one run: `python -m bench.numerics [TABLE ...] [--blocks N]`.
 
 Each contestant has its own worker process with the same two threads; blocks of runs alternate between them
 and idle workers wait on a pipe. Speeds are of float32 input, medians over blocks with the lowest and highest.
@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -28,29 +29,43 @@ INPUT_BYTES = SIDE * SIDE * 4
 
 @dataclass(frozen=True)
 class Work:
-    """One row of the table: who takes part, on how many matrices a block, and what must be reached."""
+    """One table: who takes part, on how many matrices a block, and what must be reached (None: nothing)."""
 
     name: str
     contestants: tuple[str, ...]
-    matrices: int
-    rival: str
-    ratio: float
-    memory_share: float
+    matrices: int = 1
+    rival: str | None = None
+    ratio: float = 0
+    memory_share: float | None = None
 
 
+OTHERS: dict[str, dict[str, Any]] = {
+    "int8 by channel": {"qtype": "int8", "channel_axis": 0},
+    "uint8": {"qtype": "uint8"},
+    "int4 by 64, mse": {"qtype": "int4", "channel_axis": 0, "group_size": 64, "search": "mse"},
+    "fp8_e4m3fn by channel": {"qtype": "fp8_e4m3fn", "channel_axis": 0},
+    "mxfp4": {"qtype": "mxfp4", "channel_axis": 0},
+    "nvfp4": {"qtype": "nvfp4", "channel_axis": 0},
+    "nf4 by 64": {"qtype": "nf4", "channel_axis": 0, "group_size": 64},
+    "ternary by channel": {"qtype": "ternary", "channel_axis": 0},
+    "binary by channel": {"qtype": "binary", "channel_axis": 0},
+    "codebook8": {"qtype": "codebook8"},
+    "codebook4 by channel": {"qtype": "codebook4", "channel_axis": 0},
+}
 WORKS = (
     Work(
         "int4, groups of 128, nearest, packed",
         ("clone", "naive", "nncf", "quanto", "nearest"),
-        8,
-        "nncf",
-        6,
-        0.25,
+        matrices=8,
+        rival="nncf",
+        ratio=6,
+        memory_share=0.25,
     ),
     Work("4 bits, groups of 64, least error", ("hqq", "least_error"), 1, "hqq", 25, 0.25),
     Work("16-entry codebook of one tensor", ("sklearn", "codebook"), 1, "sklearn", 50, 1.0),
+    Work("other formats and searches", tuple(OTHERS)),
 )
-OURS = ("nearest", "least_error", "codebook")
+OURS = ("nearest", "least_error", "codebook", *OTHERS)
 SLOW = ("hqq", "sklearn")  # seconds a run: every block of theirs is one run
 
 
@@ -179,7 +194,17 @@ def codebook() -> Run:
     return Run(lambda x: quantize(x, "codebook4"), lambda q: q.dequantize(), __version__)
 
 
-RUNS = {f.__name__: f for f in (clone, naive, nncf, quanto, hqq, sklearn, nearest, least_error, codebook)}
+def other(name: str) -> Run:
+    from fewbits import __version__
+    from fewbits.numerics import quantize
+
+    return Run(lambda x: quantize(x, **OTHERS[name]), lambda q: q.dequantize(), __version__)
+
+
+RUNS: dict[str, Callable[[], Run]] = {
+    **{f.__name__: f for f in (clone, naive, nncf, quanto, hqq, sklearn, nearest, least_error, codebook)},
+    **{name: partial(other, name) for name in OTHERS},
+}
 
 
 def serve(name: str) -> None:
@@ -332,24 +357,26 @@ def measure(work: Work, blocks: int) -> tuple[list[Result], list[str]]:
 def show(work: Work, results: list[Result], notes: list[str]) -> bool:
     """Print one table; whether everything that must be reached was."""
     print(f"\n{work.name}, {work.matrices} of {SIDE} x {SIDE} float32, {THREADS} threads")
-    print(f"  {'':22}{'GB/s':>8}{'lowest':>9}{'highest':>9}{'relative MSE':>15}{'extra memory':>15}")
+    print(f"  {'':31}{'GB/s':>8}{'lowest':>9}{'highest':>9}{'relative MSE':>15}{'extra memory':>15}")
     for r in results:
         share = "" if r.extra_bytes is None else f"{r.extra_bytes / INPUT_BYTES:.2f} x input"
         label = f"fewbits ({r.name})" if r.name in OURS else f"{r.name} {r.version}"
         speeds = f"{r.speed:8.3f}{min(r.speeds):9.3f}{max(r.speeds):9.3f}"
-        print(f"  {label:22}{speeds}{r.relative_mse:15.6f}{share:>15}")
+        print(f"  {label:31}{speeds}{r.relative_mse:15.6f}{share:>15}")
     for note in notes:
         print(f"  {note}")
     ours = next(r for r in results if r.name in OURS)
     checks = []
     rival = next((r for r in results if r.name == work.rival), None)
+    if rival is None and work.rival is not None:
+        checks.append((f"{work.rival} is not here to be compared with", False))
     if rival is not None:
         ratio = ours.speed / rival.speed
         checks.append((f"{ratio:.1f}x {rival.name}, must reach {work.ratio:g}x", ratio >= work.ratio))
         if work.rival in SLOW:
             mse = f"relative MSE {ours.relative_mse:.6f}, must not be above {rival.relative_mse:.6f}"
             checks.append((mse, ours.relative_mse <= rival.relative_mse))
-    if ours.extra_bytes is not None:
+    if ours.extra_bytes is not None and work.memory_share is not None:
         share = ours.extra_bytes / INPUT_BYTES
         text = f"extra memory {share:.2f} x input, must be at most {work.memory_share:g}"
         checks.append((text, share <= work.memory_share))
@@ -373,7 +400,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("work", nargs="*", type=int, help="1, 2 or 3; all of them by default")
+    parser.add_argument("work", nargs="*", type=int, help="1 to 4; all of them by default")
     parser.add_argument("--blocks", type=int, default=5)
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
