@@ -19,6 +19,7 @@ def compress(source: str, calibration: str, recipe: str, max_drop: str, out: str
     sample of it to choose with.
     """
     import fewbits as fb
+    from fewbits.loaded import saved
 
     result = fb.compress(
         source,
@@ -29,11 +30,12 @@ def compress(source: str, calibration: str, recipe: str, max_drop: str, out: str
         threads=THREADS,
         out=_place(out),
     )
-    loaded = fb.load(result.folder)
+    path, settings = saved(result.folder)
     shown = result.report.shown
     return {
-        "path": str(loaded.path),
-        "settings": asdict(loaded.settings),
+        "path": str(path),
+        "settings": asdict(settings),
+        "export_s": result.report.timings_s.get("export"),
         "note": f"{shown.name}; {'meets' if result.met else 'does not meet'} its limits on calibration data",
     }
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from fewbits.choose import PREFERENCES, TIE, Limits, Measured, choose, parse_drop, parse_size
+from fewbits.choose import PREFERENCES, TIE, Choice, Limits, Measured, choose, parse_drop, parse_size
 from fewbits.errors import InputError
 
 ORIGINAL = Measured("original", 1000, 4.0, 1.0, 0.0)
@@ -116,6 +116,15 @@ def test_a_gain_is_no_drop():
 
 
 # --- what cannot be chosen --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prefer", PREFERENCES)
+def test_what_is_shown_only_is_never_chosen_nor_saved(prefer):
+    best = dataclasses.replace(one("framework", 1, 0.1, -5.0), shown_only=True)
+    assert chosen(best, prefer=prefer).chosen == "original"
+    assert chosen(best, one("a"), prefer=prefer, max_bytes=1).saved != "framework"
+    assert chosen(best).failed["framework"] == ()
+    assert choose([best], Limits(), prefer, "") == Choice(None, None, {"framework": ()})
 
 
 @pytest.mark.parametrize("prefer", PREFERENCES)

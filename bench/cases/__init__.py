@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from bench.case import Case
-from bench.cases import calibration_memory, calibration_time, cifar, fallback, magika, minilm, resnet18
+from bench.cases import (
+    calibration_memory,
+    calibration_time,
+    cifar,
+    fallback,
+    magika,
+    minilm,
+    minilm_module,
+    resnet18,
+)
 
 CASES: dict[str, Case] = {
     case.name: case
     for case in (
         minilm.CASE,
+        minilm_module.CASE,
         resnet18.CASE,
         cifar.RESNET20,
         cifar.RESNET56,

@@ -5,6 +5,8 @@ What narrow floats would ruin is written so that they do not (see ``variance``).
 from __future__ import annotations
 
 import contextlib
+import logging
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from fewbits.errors import InputError
@@ -39,7 +41,8 @@ def fold(model: ir.Model) -> ir.Model:
             raise_opset(copy, RAISED_OPSET)
     passes.InlinePass()(copy)
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(copy)
-    fold_constants(copy, should_fold=_should_fold, output_size_limit=OUTPUT_LIMIT)
+    with _quiet("onnxscript"):  # what it cannot compute stays as it is
+        fold_constants(copy, should_fold=_should_fold, output_size_limit=OUTPUT_LIMIT)
     batch_norm = [
         rules.fuse_batchnorm_into_conv_rule,
         rules.fuse_batchnorm_into_conv_transpose_rule,
@@ -61,6 +64,17 @@ def fold(model: ir.Model) -> ir.Model:
         passes.ShapeInferencePass()(copy)
     _name_nodes(copy.graph)
     return copy
+
+
+@contextlib.contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _should_fold(node: ir.Node) -> bool | None:

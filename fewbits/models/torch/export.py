@@ -121,11 +121,8 @@ def at_rest(module: nn.Module) -> Iterator[None]:
     import torch
 
     modes = [(one, one.training) for one in module.modules()]
-    buffers = [
-        (owner, name, value, value.detach().clone())
-        for owner in module.modules()
-        for name, value in owner.named_buffers(recurse=False)
-    ]
+    buffers = [(owner, dict(owner._buffers)) for owner in module.modules()]
+    copies = [(value, value.detach().clone()) for value in module.buffers()]
     # A fused encoder layer leaves padded places out; no exporter does.
     shortcuts = torch.backends.mha.get_fastpath_enabled()
     disabled = logging.root.manager.disable
@@ -141,10 +138,12 @@ def at_rest(module: nn.Module) -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(shortcuts)
         for one, training in modes:
             one.training = training
-        for owner, name, value, copy in buffers:
-            with torch.no_grad():
+        with torch.no_grad():
+            for value, copy in copies:
                 value.copy_(copy)
-            owner._buffers[name] = value
+        for owner, named in buffers:  # a forward may keep tables that it made in new ones
+            owner._buffers.clear()
+            owner._buffers.update(named)
 
 
 def run(module: nn.Module, feeds: Mapping[str, np.ndarray]) -> Any:
@@ -155,13 +154,12 @@ def run(module: nn.Module, feeds: Mapping[str, np.ndarray]) -> Any:
 
 
 def changed_buffer(module: nn.Module, before: Mapping[str, Any]) -> str | None:
-    """The first buffer that is not what it was."""
+    """The first buffer that is not what it was; new ones do not count."""
     import torch
 
     for name, value in module.named_buffers():
-        if name not in before or not torch.equal(
-            torch.nan_to_num(value.double()), torch.nan_to_num(before[name].double())
-        ):
+        was = before.get(name)
+        if was is not None and not torch.equal(value.double().nan_to_num(), was.double().nan_to_num()):
             return name
     return None
 
