@@ -194,9 +194,9 @@ def main() -> None:
 
 
 def _default_place(model: str) -> Path:
-    from fewbits.models.torch.factory import is_factory
+    from fewbits.named import is_named
 
-    name = model.rpartition(":")[2].rpartition(".")[2] if is_factory(model) else Path(model).with_suffix("")
+    name = model.rpartition(":")[2].rpartition(".")[2] if is_named(model) else Path(model).with_suffix("")
     return Path(f"{name}-fewbits")
 
 

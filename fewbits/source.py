@@ -12,6 +12,7 @@ import numpy as np
 from fewbits.engines.cpu import cpu
 from fewbits.engines.engine import EngineSettings, Session, available
 from fewbits.errors import EngineError, InputError, VerificationError
+from fewbits.named import describe, is_named
 from fewbits.planning.model_info import TensorInfo
 from fewbits.samples import Feeds, Samples, open_samples, peek
 from fewbits.threads import one_torch_thread
@@ -82,14 +83,14 @@ def open_source(
 def _module(model: Any, arch: Arch | None) -> tuple[str, nn.Module | None]:
     """A name for files and the module; None for a file."""
     if isinstance(model, (str, Path)):
-        from fewbits.models.torch.factory import is_factory, make, with_weights
+        from fewbits.models.torch.factory import make, with_weights
 
         path = Path(model)
         if path.suffix == ".safetensors":
             return path.stem, with_weights(path, arch)
         if arch is not None:
             raise InputError(f"{model}: arch names the model for a .safetensors file; leave it out here")
-        return (str(model).rpartition(":")[2], make(str(model))) if is_factory(str(model)) else ("", None)
+        return (str(model).rpartition(":")[2], make(str(model))) if is_named(str(model)) else ("", None)
     import torch
 
     if not isinstance(model, torch.nn.Module):
@@ -145,7 +146,6 @@ def _example(module: nn.Module, what: str, samples: Samples, natural: int) -> tu
             function the second time.
     """
     from fewbits.models.torch.export import changed_buffer, run
-    from fewbits.models.torch.factory import describe
     from fewbits.models.torch.structure import structure_of
 
     before = {name: value.clone() for name, value in module.named_buffers()}

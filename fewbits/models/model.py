@@ -10,6 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from fewbits.errors import InputError
+from fewbits.named import is_named
 from fewbits.planning.model_info import ModelInfo
 from fewbits.planning.plan import Placement, Plan
 from fewbits.planning.recipe import Assignment
@@ -103,9 +104,7 @@ def open_model(path: Path) -> Model:
         from fewbits.models.onnx.model import open_onnx
 
         return open_onnx(path)
-    from fewbits.models.torch.factory import is_factory
-
-    if path.suffix == ".safetensors" or is_factory(str(path)):
+    if path.suffix == ".safetensors" or is_named(str(path)):
         raise InputError(f"{path}: a PyTorch module, which only compress takes; give an .onnx file")
     if path.is_file():
         from fewbits.models.onnx.load import refuse_pickle

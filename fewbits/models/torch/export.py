@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fewbits.errors import InputError
-from fewbits.models.torch.factory import describe
+from fewbits.named import describe
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-import difflib
-import importlib
-import re
-import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fewbits.errors import InputError
+from fewbits.named import SPEC, describe, named
 
 if TYPE_CHECKING:
     from torch import nn
 
-SPEC = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 SHOWN_KEYS = 3
-
-
-def is_factory(text: str) -> bool:
-    """Whether ``text`` has the form ``module:factory``, and is no file."""
-    return SPEC.fullmatch(text) is not None and not Path(text).exists()
 
 
 def make(spec: str) -> nn.Module:
@@ -33,11 +23,7 @@ def make(spec: str) -> nn.Module:
     """
     if SPEC.fullmatch(spec) is None:
         raise InputError(f"{spec!r}: give module:factory, such as models.vision:make_net")
-    name, _, attribute = spec.partition(":")
-    with _current_folder_first(), contextlib.redirect_stdout(sys.stderr):
-        found: Any = _imported(spec, name)
-        for part in attribute.split("."):
-            found = _attribute(spec, found, part)
+    with named(spec) as found:
         return call(found, spec)
 
 
@@ -88,12 +74,6 @@ def with_weights(path: Path, arch: str | Callable[[], Any] | None) -> nn.Module:
     return module
 
 
-def describe(error: BaseException) -> str:
-    """Type and first line of an error."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
-
-
 def _check_keys(path: Path, arch: str, wanted: Mapping[str, Any], stored: Mapping[str, Any]) -> None:
     """Names and shapes are the same; of names for one tensor (tied weights) a file may hold one."""
     tied = {wanted[name].data_ptr() for name in stored if name in wanted and wanted[name].numel()}
@@ -115,37 +95,3 @@ def _check_keys(path: Path, arch: str, wanted: Mapping[str, Any], stored: Mappin
     ]
     if wrong:
         raise InputError(f"{path}: its weights are not those of {arch}; {'; '.join(wrong)}")
-
-
-def _imported(spec: str, name: str) -> Any:
-    importlib.invalidate_caches()  # the file may have been written just now
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
-            raise InputError(
-                f"{spec}: there is no Python module {error.name!r} (looked in {Path.cwd()} and where Python looks)"
-            ) from error
-        raise InputError(f"{spec}: importing {name!r} raised {describe(error)}") from error
-    except (Exception, SystemExit) as error:
-        raise InputError(f"{spec}: importing {name!r} raised {describe(error)}") from error
-
-
-def _attribute(spec: str, owner: Any, name: str) -> Any:
-    try:
-        return getattr(owner, name)
-    except AttributeError:
-        names = [one for one in vars(owner) if not one.startswith("_")] if hasattr(owner, "__dict__") else []
-        near = difflib.get_close_matches(name, names, 3)
-        hint = f"; near names: {', '.join(near)}" if near else ""
-        raise InputError(f"{spec}: {getattr(owner, '__name__', owner)} has no {name!r}{hint}") from None
-
-
-@contextlib.contextmanager
-def _current_folder_first() -> Iterator[None]:
-    folder = str(Path.cwd())
-    sys.path.insert(0, folder)
-    try:
-        yield
-    finally:
-        sys.path.remove(folder)
