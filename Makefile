@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check bench bench-numerics clean
+.PHONY: demo test check bench bench-numerics bench-capabilities clean
 
 demo: $(VENV)/installed
 	$(BIN)/fewbits demo
@@ -21,6 +21,9 @@ bench: $(VENV)/installed-bench
 
 bench-numerics: $(VENV)/installed-bench
 	$(BIN)/python -m bench.numerics
+
+bench-capabilities: $(VENV)/installed-bench
+	$(BIN)/python -m bench.capabilities
 
 $(VENV)/installed: requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "fewbits needs Python 3.11 or newer, and $(PYTHON) is " + sys.version.split()[0])'
