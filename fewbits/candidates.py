@@ -112,6 +112,12 @@ def drafts(
             _check_pins(one, engines, cpu)
             if recipe.needs_data and not has_data:
                 raise InputError(f"recipe {recipe.name!r} needs calibration data; give --data FILE (an .npz)")
+            if recipe.uses_data and not has_data:
+                if one.engine is not None:  # it was resolved with data
+                    raise InputError(
+                        f"recipe {recipe.name!r} was made with calibration data; give --data FILE"
+                    )
+                recipe = recipe.without_data()
             recipe = fitted(recipe, info)
             assigned = assign(recipe, info)
             if not any(a.weights or a.activations for a in assigned):

@@ -290,8 +290,8 @@ def _begin(
 
 
 def _observe(run: Run, planned: Sequence[Draft]) -> Stats | None:
-    """Stream the calibration data through the float model once, for every file that needs ranges."""
-    wanted = [run.model.wanted(draft.assigned, draft.target) for draft in planned if draft.recipe.needs_data]
+    """Stream the calibration data through the float model once, for every file that gains by it."""
+    wanted = [run.model.wanted(draft.assigned, draft.target) for draft in planned if draft.recipe.uses_data]
     if not wanted or run.calibration is None:
         return None
     with run.stage("observe"), one_torch_thread():

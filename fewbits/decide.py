@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import replace
 
 import numpy as np
 import torch
 
-from fewbits.methods.gptq import damped_covariance, equal_rows, round_with_compensation
+from fewbits.methods.gptq import damped_moment, equal_rows, round_with_compensation
 from fewbits.methods.patches import patches
 from fewbits.methods.range_search import search
 from fewbits.methods.smooth_quant import Smoothing, fake_quantize, find_smoothing
@@ -44,7 +45,7 @@ def decide(
         recipe: for its switches.
         assigned: what its rules say of each layer.
         placement: which activations are quantized, for static layers.
-        stats: what was observed of them; None where no layer is static.
+        stats: what was observed of them; None where no layer is static, and weights are rounded to nearest.
         target: the engine that the plan is for.
         weights: gives a constant of the model, float32, by name.
 
@@ -66,12 +67,15 @@ def decide(
         for plan in activations
         for edge in (*plan.site.readers, *plan.site.through)
     }
+    uses = Counter(weight.name for a in by_node.values() for weight in a.layer.weights)
+    alone = {name for name, count in uses.items() if count == 1}  # one table for all readers, not one each
+    compensated = alone if recipe.compensate and stats is not None else set()
     plans = tuple(
         LayerPlan(
             a.layer.name, a.layer.op, node, float_reason="its input is NaN or infinite for some samples"
         )
         if node in unbounded
-        else _layer(a, recipe, inputs, stats, target, weights)
+        else _layer(a, compensated, inputs, stats, target, weights)
         for node, a in by_node.items()
     )
     return Plan(recipe.name, target, plans, tuple(activations))
@@ -135,7 +139,7 @@ def _activation(site: Site, scheme: Scheme, stats: Stats, smoothing: Smoothing |
 
 def _layer(
     a: Assignment,
-    recipe: Recipe,
+    compensated: Set[str],
     inputs: Mapping[tuple[str, int], ActivationPlan],
     stats: Stats | None,
     target: Target,
@@ -161,7 +165,7 @@ def _layer(
             return LayerPlan(layer.name, layer.op, layer.node, float_reason="too small to gain anything")
         plans.append(WeightPlan(info.name, a.weights, codes, values))
     shift = None
-    if recipe.compensate and activation is not None and plans:
+    if plans and plans[0].name in compensated:
         assert stats is not None
         plans[0], shift = _compensate(a, plans[0], activation, stats)
     bias = _bias(a, plans, shift, inputs, weights)
@@ -171,9 +175,12 @@ def _layer(
 
 
 def _compensate(
-    a: Assignment, plan: WeightPlan, activation: ActivationPlan, stats: Stats
+    a: Assignment, plan: WeightPlan, activation: ActivationPlan | None, stats: Stats
 ) -> tuple[WeightPlan, np.ndarray | None]:
-    """Round the weight against what was seen of the layer's input; and the mean error left, float32 [channels]."""
+    """Round the weight against what was seen of the layer's input.
+
+    And the mean error that is left, float32 [channels], where the bias is written anew and can take it.
+    """
     info, q = a.layer.weights[0], plan.codes
     inputs = _input_rows(a.layer, activation, stats)
     if inputs is None or q is None or q.scale is None or q.zero_point is not None or q.group_size is not None:
@@ -183,14 +190,15 @@ def _compensate(
     groups, _, columns = exact.shape
     rows = matrix.reshape(groups, -1, columns)
     steps = q.scale.expand(len(matrix)).reshape(groups, -1)
-    noise = activation.scale**2 / 12
+    noise = 0.0 if activation is None else activation.scale**2 / 12
+    centered = activation is not None and a.layer.bias is not None
     codes = q.codes.movedim(info.channel_axis, 0).reshape(rows.shape).float()
     if columns <= MAX_COLUMNS:
         seen = [equal_rows(x) for x in exact] if a.layer.kind == "linear" else exact
         limit = int(codes.abs().max())
         codes = torch.stack(
             [
-                round_with_compensation(row, damped_covariance(x, noise), step, -limit, limit)
+                round_with_compensation(row, damped_moment(x, noise, centered), step, -limit, limit)
                 for row, x, step in zip(rows, seen, steps, strict=True)
             ]
         )
@@ -202,18 +210,18 @@ def _compensate(
 
 
 def _input_rows(
-    layer: LayerInfo, activation: ActivationPlan, stats: Stats
+    layer: LayerInfo, activation: ActivationPlan | None, stats: Stats
 ) -> tuple[torch.Tensor, torch.Tensor] | None:
     """What the weight is multiplied with, float32 [groups, n, columns]: as it is, and as it is after quantization."""
-    examples = stats[layer.inputs[0]].examples
-    if examples is None:
+    if layer.inputs[0] not in stats.tensors:
         return None
-    x = torch.from_numpy(examples)
-    if activation.smoothing is not None:
+    seen = stats[layer.inputs[0]]
+    if seen.examples is None or not seen.finite:
+        return None
+    x = torch.from_numpy(seen.examples)
+    if activation is not None and activation.smoothing is not None:
         x = x / torch.from_numpy(activation.smoothing)
-    lowest = -(activation.zero_point - find(activation.qtype).qmin) * activation.scale
-    levels = 1 << find(activation.qtype).bits
-    quantized = fake_quantize(x, lowest, lowest + (levels - 1) * activation.scale, levels)
+    quantized = x if activation is None else _as_codes(x, activation)
     if layer.kind == "linear":
         return x[None], quantized[None]
     if layer.geometry is None:
@@ -221,6 +229,12 @@ def _input_rows(
     kernel = layer.weights[0].shape[2:]
     exact, rounded = (patches(one, kernel, layer.geometry) for one in (x, quantized))
     return None if exact is None or rounded is None else (exact, rounded)
+
+
+def _as_codes(x: torch.Tensor, activation: ActivationPlan) -> torch.Tensor:
+    levels = 1 << find(activation.qtype).bits
+    lowest = -(activation.zero_point - find(activation.qtype).qmin) * activation.scale
+    return fake_quantize(x, lowest, lowest + (levels - 1) * activation.scale, levels)
 
 
 def _bias(

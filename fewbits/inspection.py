@@ -261,12 +261,18 @@ def _could_give(model: Model, rest: int, packed: bool, machine: Cpu) -> tuple[Co
                 size_bytes=size,
                 size_ratio=None if size is None else size / model.size_bytes,
                 needs_data=recipe.needs_data,
-                needs="needs calibration data (--data FILE)" if recipe.needs_data else "needs no data",
+                needs=_needs(recipe),
                 gains=tuple(Gain(engines=tuple(names), what=what) for what, names in gains.items()),
                 why_not=why_not,
             )
         )
     return tuple(found)
+
+
+def _needs(recipe: Recipe) -> str:
+    if recipe.needs_data:
+        return "needs calibration data (--data FILE)"
+    return "needs no data, closer with some" if recipe.uses_data else "needs no data"
 
 
 def _weights_bytes(assigned: Sequence[Assignment]) -> int:

@@ -1,12 +1,17 @@
 """Numbers of a plan, as they lie in the written file."""
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
 
+import fewbits as fb
+from fewbits.engines.onnxruntime_engine import literal_session
+from fewbits.errors import InputError
 from tests.stages import sqnr_db, write_files
-from tests.tiny import MODELS
+from tests.tiny import MODELS, Tiny
 
 TINY_NORMAL = float(np.finfo(np.float32).tiny)
 
@@ -65,3 +70,64 @@ def test_a_bias_whose_scale_would_be_denormal_stays_float(tmp_path, engine):
         assert found["a"][0] == np.int32
         assert found["a"][1].min() >= TINY_NORMAL
         assert sqnr_db(expected, files.session(one).run(samples)) > 25
+
+
+MIXED = Tiny(
+    """g (float[N, 48] x) => (float[N, 32] y) {
+        a = MatMul (x, w)
+        y = MatMul (a, v)
+    }""",
+    {"w": (48, 32), "v": (32, 32)},
+    {},
+)
+TIED = Tiny(
+    """g (float[N, 64] x) => (float[N, 64] y) {
+        a = MatMul (x, w)
+        b = Tanh (a)
+        y = MatMul (b, w)
+    }""",
+    {"w": (64, 64)},
+    {},
+)
+
+
+def correlated(rows, columns):
+    """Rows of few directions, as activations are: what one weight gets wrong, another can make up for."""
+    rng = np.random.default_rng(0)
+    values = rng.standard_normal((rows, 6)) @ rng.standard_normal((6, columns))
+    return {"x": (values + 0.05 * rng.standard_normal((rows, columns))).astype(np.float32)}
+
+
+@pytest.mark.parametrize("recipe", ["w8", "w8a8_dynamic"])
+def test_weights_alone_are_rounded_against_the_data_where_there_is_some(tmp_path, recipe):
+    path, seen = MIXED.save(tmp_path / "m.onnx"), correlated(512, 48)
+    got = {}
+    for data in (None, seen):
+        place = tmp_path / ("nearest" if data is None else "compensated")
+        place.mkdir()
+        files = write_files(path, data, recipe, place, "onnxruntime")
+        (one,) = files.candidates
+        numbers = place / "numbers.onnx"  # what the codes stand for, without rounding activations
+        weights_only = replace(
+            one.file.plan, layers=tuple(replace(layer, activations=None) for layer in one.file.plan.layers)
+        )
+        files.run.model.spell_out(weights_only, numbers)
+        outputs = literal_session(numbers, 1).run(seen)
+        got[data is None] = sqnr_db(files.float_outputs(seen), outputs)
+    assert got[False] > got[True] + 6
+
+
+def test_a_weight_that_two_layers_read_stays_one_table(tmp_path):
+    path = TIED.save(tmp_path / "m.onnx")
+    (one,) = write_files(path, correlated(256, 64), "w8", tmp_path, "onnxruntime").candidates
+    assert one.file.path.stat().st_size < 0.45 * path.stat().st_size
+
+
+def test_what_was_rounded_against_data_is_made_again_with_data_only(tmp_path):
+    path, seen = MIXED.save(tmp_path / "m.onnx"), correlated(64, 48)
+    made = fb.compress(path, seen, recipe="w8", engine="onnxruntime", threads=1, max_drop="100%")
+    recipe = made.folder / "recipe.toml"
+    with pytest.raises(InputError, match=r"recipe 'w8' was made with calibration data; give --data"):
+        fb.compress(path, recipe=str(recipe), engine="onnxruntime", threads=1)
+    again = fb.compress(path, seen, recipe=str(recipe), engine="onnxruntime", threads=1, max_drop="100%")
+    assert (again.folder / "m.onnx").read_bytes() == (made.folder / "m.onnx").read_bytes()

@@ -1,7 +1,7 @@
 """Round a weight column by column, and let the columns not yet rounded make up for the error.
 
-Source: Frantar et al. 2023, "GPTQ" (arXiv:2210.17323), with columns in order of falling importance. The layer's
-bias absorbs the mean of its inputs, so their covariance takes the place of the second moment.
+Source: Frantar et al. 2023, "GPTQ" (arXiv:2210.17323), with columns in order of falling importance. Where the
+layer's bias is written anew it absorbs the mean error, and the covariance takes the place of the second moment.
 """
 
 from __future__ import annotations
@@ -12,22 +12,20 @@ from torch import Tensor
 BLOCK = 32  # columns whose updates are applied one by one; what is right of them waits for a matrix product
 
 
-def round_with_compensation(
-    weight: Tensor, covariance: Tensor, scale: Tensor, qmin: int, qmax: int
-) -> Tensor:
+def round_with_compensation(weight: Tensor, moment: Tensor, scale: Tensor, qmin: int, qmax: int) -> Tensor:
     """Codes that keep the output of a linear layer close, rather than each weight.
 
     Args:
         weight: float32 [m, k], a row per output.
-        covariance: float32 [k, k] of the inputs, positive definite (see :func:`damped_covariance`).
+        moment: float32 [k, k], second moment of the inputs, positive definite (see :func:`damped_moment`).
         scale: float32 [m], the step of each row.
         qmin, qmax: the codes allowed.
 
     Returns:
         float32 [m, k], integers in ``qmin..qmax``; of each row, those rounded to nearest where they do no worse.
     """
-    order = torch.argsort(covariance.diagonal(), descending=True)
-    factor = _inverse_factor(covariance[order][:, order])
+    order = torch.argsort(moment.diagonal(), descending=True)
+    factor = _inverse_factor(moment[order][:, order])
     left = (weight / scale[:, None])[
         :, order
     ].T.contiguous()  # [k, m] in steps: a column of the weight is a row here
@@ -45,13 +43,13 @@ def round_with_compensation(
     exact = weight / scale[:, None]
     nearest = exact.round().clamp_(qmin, qmax)
     compensated = rounded.T.contiguous()
-    better = _error(compensated - exact, covariance) < _error(nearest - exact, covariance)
+    better = _error(compensated - exact, moment) < _error(nearest - exact, moment)
     return torch.where(better[:, None], compensated, nearest)
 
 
-def _error(difference: Tensor, covariance: Tensor) -> Tensor:
-    """Variance that each row of differences, [m, k], brings into the output: [m]."""
-    return ((difference @ covariance) * difference).sum(dim=1)
+def _error(difference: Tensor, moment: Tensor) -> Tensor:
+    """Mean square that each row of differences, [m, k], brings into the output: [m]."""
+    return ((difference @ moment) * difference).sum(dim=1)
 
 
 def _inverse_factor(matrix: Tensor) -> Tensor:
@@ -69,14 +67,16 @@ def equal_rows(inputs: Tensor) -> Tensor:
     return inputs * (energy.mean() / energy.clamp(min=1e-30)).sqrt()
 
 
-def damped_covariance(inputs: Tensor, noise: float) -> Tensor:
-    """Covariance of input rows, float32 [n, k], plus the variance that rounding the inputs adds to each.
+def damped_moment(inputs: Tensor, noise: float, centered: bool) -> Tensor:
+    """Second moment of input rows, float32 [n, k], plus the variance that rounding the inputs adds to each.
 
-    ``noise`` is that variance (step squared over 12). A floor keeps the matrix positive definite where inputs
-    are constant or there are fewer rows than columns.
+    ``centered`` leaves the mean out: the layer's bias takes what error it brings. ``noise`` is that variance (step
+    squared over 12). A floor keeps the matrix positive definite where inputs are constant or there are fewer rows than
+    columns.
     """
-    centered = inputs - inputs.mean(dim=0)
-    covariance = centered.T @ centered / len(inputs)
-    floor = 0.01 * float(covariance.diagonal().mean()) + 1e-12
-    covariance.diagonal().add_(max(noise, floor))
-    return covariance
+    if centered:
+        inputs = inputs - inputs.mean(dim=0)
+    moment = inputs.T @ inputs / len(inputs)
+    floor = 0.01 * float(moment.diagonal().mean()) + 1e-12
+    moment.diagonal().add_(max(noise, floor))
+    return moment

@@ -36,7 +36,7 @@ class Recipe:
 
     ``smooth`` migrates activation outliers into the weights of linear layers before rounding.
     ``compensate`` rounds weights so that they make up for each other's errors, and takes what mean error is left
-    out of the bias. Both need data.
+    out of the bias of static layers. Both need data.
     """
 
     name: str
@@ -49,6 +49,15 @@ class Recipe:
     def needs_data(self) -> bool:
         """Some rule needs ranges of activations that only calibration data can give."""
         return any(rule.activations is not None and not rule.activations.dynamic for rule in self.rules)
+
+    @property
+    def uses_data(self) -> bool:
+        """It needs data, or is better with some."""
+        return self.needs_data or self.compensate
+
+    def without_data(self) -> "Recipe":
+        """The same recipe, rounding to nearest."""
+        return replace(self, smooth=False, compensate=False)
 
     def excluding(self, patterns: Sequence[str]) -> "Recipe":
         """The same recipe with layers that match any of these patterns kept in float."""
@@ -185,7 +194,10 @@ PRESETS: dict[str, Recipe] = {
             "bf16", (Rule("*", Scheme("bf16")),), "weights stored in bfloat16; half the file, range of fp32"
         ),
         Recipe(
-            "w8", (Rule("*", INT8_CHANNEL),), "weights in 8 bits per channel; a quarter of the file; no data"
+            "w8",
+            (Rule("*", INT8_CHANNEL),),
+            "weights in 8 bits per channel; a quarter of the file; no data needed, closer with some",
+            compensate=True,
         ),
         _w4(32),
         _w4(128),
@@ -196,7 +208,8 @@ PRESETS: dict[str, Recipe] = {
                 Rule("Gemm", INT8_CHANNEL, Scheme("uint8", symmetric=False, dynamic=True)),
                 Rule("*", INT8_CHANNEL),
             ),
-            "int8 linear layers, activations quantized as they come; no data needed",
+            "int8 linear layers, activations quantized as they come; no data needed, closer with some",
+            compensate=True,
         ),
         _w8a8(
             "w8a8", "mse", "int8 weights and activations, ranges of least squared error; needs data; fastest"

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fewbits.methods.gptq import damped_covariance, round_with_compensation
+from fewbits.methods.gptq import damped_moment, round_with_compensation
 
 
 def problem(seed, rows=16, columns=24, samples=400):
@@ -49,7 +49,7 @@ def one_by_one(weight, covariance, scale, limit):
 @pytest.mark.parametrize("columns", [1, 5, 31, 32, 33, 64, 100])
 def test_it_is_solving_for_the_columns_that_are_left(columns):
     weight, inputs, scale = problem(columns, columns=columns)
-    covariance = damped_covariance(inputs, 0.01)
+    covariance = damped_moment(inputs, 0.01, centered=True)
     codes = round_with_compensation(weight, covariance, scale / 7, -7, 7)
     expected = one_by_one(weight, covariance, scale / 7, 7)
     # A value halfway between two codes may go either way in float32, and what follows with it.
@@ -64,7 +64,7 @@ def test_examples_lose_less_than_by_rounding_to_nearest(columns, limit):
     ratios = []
     for seed in range(30):
         weight, inputs, scale = problem(seed, columns=columns)
-        covariance = damped_covariance(inputs, 0.0)
+        covariance = damped_moment(inputs, 0.0, centered=True)
         codes = round_with_compensation(weight, covariance, scale / limit, -limit, limit)
         assert torch.equal(codes, codes.round())
         assert codes.abs().max() <= limit
@@ -82,7 +82,7 @@ def test_tiny_cases_come_close_to_the_best_of_all_roundings():
     optimal = 0
     for seed in range(60):
         weight, inputs, scale = problem(seed, rows=1, columns=4)
-        covariance = damped_covariance(inputs, 0.0)
+        covariance = damped_moment(inputs, 0.0, centered=True)
         step = scale / 2
         codes = round_with_compensation(weight, covariance, step, -2, 2)
         losses = lost(weight.expand(len(every), 4), every, step.expand(len(every)), covariance)
@@ -106,7 +106,7 @@ def test_inputs_that_do_not_move_together_leave_nothing_to_make_up_for():
 
 def test_the_order_of_columns_changes_nothing():
     weight, inputs, scale = problem(0)
-    covariance = damped_covariance(inputs, 0.01)
+    covariance = damped_moment(inputs, 0.01, centered=True)
     codes = round_with_compensation(weight, covariance, scale / 7, -7, 7)
     turned = torch.randperm(weight.shape[1], generator=torch.Generator().manual_seed(0))
     again = round_with_compensation(weight[:, turned], covariance[turned][:, turned], scale / 7, -7, 7)
@@ -116,7 +116,7 @@ def test_the_order_of_columns_changes_nothing():
 def test_what_goes_in_is_left_alone():
     weight, inputs, scale = problem(0)
     before = [one.clone() for one in (weight, inputs, scale)]
-    covariance = damped_covariance(inputs, 0.01)
+    covariance = damped_moment(inputs, 0.01, centered=True)
     kept = covariance.clone()
     round_with_compensation(weight, covariance, scale, -7, 7)
     assert all(
@@ -129,7 +129,7 @@ def test_what_goes_in_is_left_alone():
 def test_covariance_is_numpys_with_noise_on_its_diagonal(seed, noise):
     _, inputs, _ = problem(seed, columns=12)
     expected = np.cov(inputs.double().numpy().T, bias=True)
-    got = damped_covariance(inputs, noise).double().numpy()
+    got = damped_moment(inputs, noise, centered=True).double().numpy()
     floor = 0.01 * np.diag(expected).mean()
     np.testing.assert_allclose(got, expected + max(noise, floor) * np.eye(12), rtol=1e-3, atol=1e-3)
 
@@ -141,7 +141,7 @@ def test_covariance_is_numpys_with_noise_on_its_diagonal(seed, noise):
 def test_inputs_that_say_little_still_give_a_rounding(inputs):
     weight = torch.randn(4, 8, generator=torch.Generator().manual_seed(1))
     scale = weight.abs().amax(dim=1) / 7
-    codes = round_with_compensation(weight, damped_covariance(inputs, 0.0), scale, -7, 7)
+    codes = round_with_compensation(weight, damped_moment(inputs, 0.0, centered=True), scale, -7, 7)
     assert torch.isfinite(codes).all()
     if not inputs.std() > 0:
         assert torch.equal(codes, nearest(weight, scale, 7))

@@ -68,11 +68,11 @@ class OnnxModel:
         return place(self.folded.graph, assigned, target)
 
     def wanted(self, assigned: Iterable[Assignment], target: Target) -> Wanted:
-        """Ranges of every site, and examples of what the weights of static layers meet."""
+        """Ranges of every site, and examples of what integer weights meet."""
         assigned = tuple(assigned)
-        static = [a.layer for a in assigned if a.activations is not None and not a.activations.dynamic]
-        rows = {layer.inputs[0] for layer in static if layer.kind == "linear"}
-        samples = {layer.inputs[0] for layer in static if layer.kind == "conv"}
+        rounded = [a.layer for a in assigned if a.weights is not None and not a.weights.is_float]
+        rows = {layer.inputs[0] for layer in rounded if layer.kind == "linear"}
+        samples = {layer.inputs[0] for layer in rounded if layer.kind == "conv"}
         ranges = (site.range_of for site in self.place(assigned, target).sites)
         return Wanted(
             tuple(dict.fromkeys([*ranges, *sorted(rows | samples)])), frozenset(rows), frozenset(samples)
