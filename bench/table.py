@@ -91,10 +91,12 @@ class Check:
 
     @property
     def reached(self) -> bool | None:
-        """Whether the target is reached; None where there is no value."""
+        """Whether the target is reached, but for rounding; None where there is no value."""
         if self.value is None:
             return None
-        return self.value <= self.limit if self.sense == "at most" else self.value >= self.limit
+        if math.isclose(self.value, self.limit, rel_tol=1e-9):  # 88.29 less 88.14 is a hair more than 0.15
+            return True
+        return self.value < self.limit if self.sense == "at most" else self.value > self.limit
 
 
 @dataclass(frozen=True)
