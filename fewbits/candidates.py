@@ -219,7 +219,7 @@ def in_framework(
     )
 
 
-SHORT = {"onnxruntime": "ort", "openvino": "ov", "pytorch": "torch"}
+SHORT = {"onnxruntime": "ort", "openvino": "ov", "pytorch": "torch", "litert": "lite"}
 """Engines' names as they appear in the names of candidates."""
 
 

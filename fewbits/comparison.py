@@ -23,7 +23,7 @@ from fewbits.contest import (
     this_machine,
 )
 from fewbits.engines.cpu import cpu
-from fewbits.engines.engine import EngineSettings, Session, available, get
+from fewbits.engines.engine import EngineSettings, Session, engines_for, get
 from fewbits.errors import InputError
 from fewbits.loaded import saved
 from fewbits.measure.latency import ROUNDS, ratio
@@ -154,7 +154,7 @@ def compare(
     """Put two models side by side: bytes, latency measured in turn, and their outputs on the same samples.
 
     Args:
-        a, b: ``.onnx`` files, which run in float32 in the engine that runs them fastest; or folders that
+        a, b: ``.onnx`` or ``.tflite`` files, which run in float32 in the engine that runs them fastest; or folders that
             ``fewbits compress`` wrote, whose file runs as it was saved, in its engine and at its precision.
         data: samples, as :func:`fewbits.compress.compress` takes them; with labels both are scored.
         engine: ``auto`` to try all that are installed, or one of them; for plain files.
@@ -169,16 +169,16 @@ def compare(
     progress("load", 0, 0)
     (path_a, saved_a), (path_b, saved_b) = _resolve(Path(a)), _resolve(Path(b))
     count = threads or next((s.threads for s in (saved_a, saved_b) if s is not None), cpu().physical_cores)
-    engines = tuple(available()) if engine == "auto" else (get(engine).name,)
     model_a, model_b = open_model(path_a), open_model(path_b)
+    engines_a, engines_b = (tuple(engines_for(model.format, engine)) for model in (model_a, model_b))
     inputs = _common(Path(a), Path(b), model_a.info, model_b.info)
     samples = open_samples(data, inputs)
     batch = next((info.shape[0] for info in inputs if info.shape and isinstance(info.shape[0], int)), None)
     sample = samples.first(batch or 1)
 
     runners = [
-        Runner("A", path_a, settings_to_try(saved_a, engines, count)),
-        Runner("B", path_b, settings_to_try(saved_b, engines, count)),
+        Runner("A", path_a, settings_to_try(saved_a, engines_a, count)),
+        Runner("B", path_b, settings_to_try(saved_b, engines_b, count)),
     ]
     (best_a, *others_a), (best_b, *others_b) = race(runners, sample, rounds, progress)
 

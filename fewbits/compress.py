@@ -18,7 +18,7 @@ from fewbits.choose import PREFERENCES, Choice, Limits, Measured, Prefer, choose
 from fewbits.decide import decide
 from fewbits.describe import describe
 from fewbits.engines.cpu import Cpu, cpu
-from fewbits.engines.engine import Engine, EngineSettings, available, get, written_for
+from fewbits.engines.engine import Engine, EngineSettings, engines_for, get, written_for, yardstick
 from fewbits.errors import EngineError, InputError
 from fewbits.fallback import Attempt, Fallback, fall_back, losing
 from fewbits.figures import Figures, Outcome
@@ -224,16 +224,12 @@ def _check(asked: Asked, engine: str, threads: int | None, seed: int) -> None:
         raise InputError(f"min_speedup is {asked.min_speedup}; give a number such as 1.5")
     parse_drop(asked.max_drop, 100.0)
     parse_size(asked.max_size, 1)
-    if not _engines(engine):
-        raise InputError("no engine is installed; run: pip install onnxruntime openvino")
+    if engine != "auto":
+        written_for(engine)
     if threads is not None and threads < 1:
         raise InputError(f"threads is {threads}; give 1 or more")
     if seed < 0:
         raise InputError(f"seed is {seed}; give 0 or more")
-
-
-def _engines(engine: str) -> Mapping[str, Engine]:
-    return available() if engine == "auto" else {engine: written_for(engine)}
 
 
 def _begin(
@@ -274,7 +270,7 @@ def _begin(
         model,
         scratch,
         machine,
-        _engines(engine),
+        engines_for(model.format, engine),
         threads or machine.physical_cores,
         seed,
         calibration,
@@ -296,9 +292,10 @@ def _observe(run: Run, planned: Sequence[Draft]) -> Stats | None:
         return None
     with run.stage("observe"), one_torch_thread():
         tensors = list(dict.fromkeys(name for one in wanted for name in one.tensors))
-        path = run.folder / "observed.onnx"
+        path = run.folder / f"observed.{run.model.format}"
         run.model.tapped(tensors, path)
-        session = get("onnxruntime").compile(path, EngineSettings("onnxruntime", "f32", run.threads))
+        engine = yardstick(run.model.format)
+        session = engine.compile(path, EngineSettings(engine.name, "f32", run.threads))
         rows = {name for one in wanted for name in one.rows}
         samples = {name for one in wanted for name in one.samples}
 

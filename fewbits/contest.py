@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fewbits.engines.cpu import cpu
-from fewbits.engines.engine import EngineSettings, available, get
+from fewbits.engines.engine import EngineSettings, get, installed
 from fewbits.errors import EngineError
 from fewbits.measure.latency import Contestant, Latency, Ratio, measure_latency
 from fewbits.report import record as r
@@ -133,7 +133,7 @@ def this_machine(threads: int) -> r.Machine:
         isa=machine.isa,
         threads=threads,
         cores=machine.physical_cores,
-        engines={name: engine.version for name, engine in available().items()},
+        engines={name: engine.version for name, engine in installed().items()},
     )
 
 

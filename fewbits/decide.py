@@ -60,7 +60,8 @@ def decide(
         assert stats is not None and default is not None
         readers = [by_node[edge.node] for edge in (*site.readers, *site.through) if edge.node in by_node]
         scheme = next((a.activations for a in readers if a.activations is not None), default)
-        smoothing = _smoothing(site, readers, scheme, stats, target, weights) if recipe.smooth else None
+        smooth = recipe.smooth and not target.codes_throughout
+        smoothing = _smoothing(site, readers, scheme, stats, target, weights) if smooth else None
         activations.append(_activation(site, scheme, stats, smoothing))
     inputs = {
         (edge.node, edge.index): plan
@@ -124,17 +125,21 @@ def _smoothing(
 
 
 def _activation(site: Site, scheme: Scheme, stats: Stats, smoothing: Smoothing | None) -> ActivationPlan:
-    levels = _levels(scheme)
+    levels, lowest = _levels(scheme), find(scheme.qtype).qmin
     if site.fixed_range is not None:
         low, high = site.fixed_range
     elif smoothing is not None:
         low, high = smoothing.low, smoothing.high
     else:
         low, high = search(scheme.range, stats[site.range_of].histogram, levels)
-    scale = max((high - low) / (levels - 1), SMALLEST_SCALE)
-    zero_point = find(scheme.qtype).qmin + min(max(round(-low / scale), 0), levels - 1)
+    if scheme.symmetric:
+        scale = max(-low, high) / (levels // 2 - 1)
+        zero_point = lowest + levels // 2
+    else:
+        scale = (high - low) / (levels - 1)
+        zero_point = lowest + min(max(round(-low / max(scale, SMALLEST_SCALE)), 0), levels - 1)
     divisor = None if smoothing is None or smoothing.divisor is None else smoothing.divisor.numpy()
-    return ActivationPlan(site, scheme.qtype, scale, zero_point, divisor)
+    return ActivationPlan(site, scheme.qtype, max(scale, SMALLEST_SCALE), zero_point, divisor)
 
 
 def _layer(
@@ -168,9 +173,11 @@ def _layer(
     if plans and plans[0].name in compensated:
         assert stats is not None
         plans[0], shift = _compensate(a, plans[0], activation, stats)
-    bias = _bias(a, plans, shift, inputs, weights)
+    bias = _bias(a, plans, shift, activation, target, weights)
     if bias is not None and bias.scale is None and activation is not None and layer.op != "MatMul":
         plans[0] = _with_room(plans[0], layer.weights[0], bias, activation)
+        if target.codes_throughout:
+            bias = _bias(a, plans, shift, activation, target, weights)
     return LayerPlan(layer.name, layer.op, layer.node, tuple(plans), a.activations, bias)
 
 
@@ -226,6 +233,8 @@ def _input_rows(
         return x[None], quantized[None]
     if layer.geometry is None:
         return None
+    if layer.geometry.channels_last:
+        x, quantized = x.movedim(-1, 1), quantized.movedim(-1, 1)
     kernel = layer.weights[0].shape[2:]
     exact, rounded = (patches(one, kernel, layer.geometry) for one in (x, quantized))
     return None if exact is None or rounded is None else (exact, rounded)
@@ -241,7 +250,8 @@ def _bias(
     a: Assignment,
     plans: list[WeightPlan],
     shift: np.ndarray | None,
-    inputs: Mapping[tuple[str, int], ActivationPlan],
+    activation: ActivationPlan | None,
+    target: Target,
     weights: Weights,
 ) -> BiasPlan | None:
     """The bias with the mean error taken out.
@@ -250,12 +260,14 @@ def _bias(
     normal number, and the codes fit.
     """
     layer = a.layer
-    if layer.bias is None or not plans or plans[0].codes is None or (layer.node, 0) not in inputs:
+    if layer.bias is None or not plans or plans[0].codes is None or activation is None:
         return None
     values = weights(layer.bias)
     weight_scale = plans[0].codes.scale
     assert weight_scale is not None
-    scale = np.float32(inputs[layer.node, 0].scale) * weight_scale.numpy()
+    scale = np.float32(activation.scale) * weight_scale.numpy()
+    if target.codes_throughout and not scale.ndim:
+        scale = np.full(values.shape, scale)
     if values.shape != scale.shape:
         return None
     if shift is not None:

@@ -16,8 +16,7 @@ from fewbits import __version__
 from fewbits.candidates import ORIGINAL, Candidate, Written
 from fewbits.choose import Choice, Limits
 from fewbits.contest import spelled_out
-from fewbits.engines.engine import get
-from fewbits.engines.onnxruntime_engine import literal_session
+from fewbits.engines.engine import get, literal_session
 from fewbits.fallback import Fallback
 from fewbits.figures import Figures, Outcome
 from fewbits.handover import REPORT
@@ -320,7 +319,7 @@ def _weight_sqnr(layer: LayerPlan) -> float | None:
 
 def _output_errors(run: Run, path: Path) -> Mapping[str, float]:
     """SQNR of every layer's output in the saved file, dB, errors of the layers before it included."""
-    tapped, plain = run.folder / "tapped.onnx", run.folder / "plain.onnx"
+    tapped, plain = (run.folder / f"{name}.{run.model.format}" for name in ("tapped", "plain"))
     names = run.model.layer_outputs(path, tapped)
     originals = {layer.name: layer.output for layer in run.model.info.layers}
     run.model.tapped([originals[name] for name in names], plain)

@@ -237,7 +237,7 @@ def _stored(layers: Sequence[LayerInfo], by_dtype: dict[str, int]) -> int:
 def _could_give(model: Model, rest: int, packed: bool, machine: Cpu) -> tuple[CouldGive, ...]:
     """``rest`` is what the file weighs without its layers' weights; ``packed``: most have few bits already."""
     recipes = tuple(ResolvedRecipe(recipe) for recipe in PRESETS.values())
-    worth, _ = drafts(recipes, model.info, available(), machine, has_data=True)
+    worth, _ = drafts(recipes, model.info, available(model.format), machine, has_data=True)
     found = []
     for recipe in PRESETS.values():
         size = why_not = None

@@ -159,7 +159,11 @@ def measure(
     runners = [Runner("saved", path, (settings,))]
     if original is not None:
         runners.append(
-            Runner("original", original, settings_to_try(None, tuple(available()), settings.threads))
+            Runner(
+                "original",
+                original,
+                settings_to_try(None, tuple(available(path.suffix[1:])), settings.threads),
+            )
         )
     (now, *_), *rest = race(runners, sample, rounds, progress)
     beside = rest[0][0] if rest else None

@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from fewbits.candidates import Candidate
-from fewbits.engines.engine import EngineSettings, Session, get
-from fewbits.engines.onnxruntime_engine import literal_session
+from fewbits.engines.engine import EngineSettings, Session, get, literal_session
 from fewbits.errors import EngineError
 from fewbits.models.model import Model
 from fewbits.samples import Feeds
@@ -68,7 +67,7 @@ class Checker:
         path, plan = candidate.file.path, candidate.file.plan
         assert plan is not None
         if path not in self._spelled_out:
-            spelled = self.folder / "spelled_out.onnx"
+            spelled = self.folder / f"spelled_out.{self.model.format}"
             self.model.spell_out(plan, spelled)
             self._spelled_out[path] = self._run(literal_session(spelled, 1))
             spelled.unlink()

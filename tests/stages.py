@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from fewbits.candidates import Candidate, Written, drafts, resolve
-from fewbits.engines.engine import Session, get
-from fewbits.engines.onnxruntime_engine import literal_session
+from fewbits.engines.engine import Session, get, literal_session
 from fewbits.verify import Checker
 
 stages = importlib.import_module("fewbits.compress")  # the name fewbits.compress is the function's

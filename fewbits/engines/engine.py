@@ -23,10 +23,24 @@ ACTIVATION_GROUP_SIZES = (0, 32, 64, 128)
 
 Shapes = Mapping[str, tuple[int, ...]]
 
+
+@dataclass(frozen=True)
+class _Known:
+    """An engine that can be here: where it is, the library it needs and how to get that, the files it reads."""
+
+    module: str
+    library: str
+    install: str
+    format: str
+
+
 _MODULES = {
-    "onnxruntime": "fewbits.engines.onnxruntime_engine",
-    "openvino": "fewbits.engines.openvino_engine",
+    "onnxruntime": _Known("fewbits.engines.onnxruntime_engine", "onnxruntime", "onnxruntime", "onnx"),
+    "openvino": _Known("fewbits.engines.openvino_engine", "openvino", "openvino", "onnx"),
+    "litert": _Known("fewbits.engines.litert_engine", "ai_edge_litert", "'fewbits[tflite]'", "tflite"),
 }
+_YARDSTICKS = {"onnx": "onnxruntime", "tflite": "litert"}
+"""What runs files of a format as they are written: to observe the original, and to hold other results against."""
 _FRAMEWORKS = {"pytorch": "fewbits.engines.torch_engine"}
 """What models come from: they run the original, to tell speedups against, and nothing is written for them."""
 
@@ -112,13 +126,18 @@ class Engine(Protocol):
         ...
 
 
-def available() -> dict[str, Engine]:
-    """The installed engines that files are written for, by name; asking imports none of their libraries."""
+def available(format: str = "onnx") -> dict[str, Engine]:
+    """The installed engines that files of a format are written for, by name; asking imports none of their libraries."""
     found: dict[str, Engine] = {}
-    for name, module in _MODULES.items():
-        if importlib.util.find_spec(name) is not None:
-            found[name] = cast(Engine, importlib.import_module(module).ENGINE)
+    for name, known in _MODULES.items():
+        if known.format == format and importlib.util.find_spec(known.library) is not None:
+            found[name] = cast(Engine, importlib.import_module(known.module).ENGINE)
     return found
+
+
+def installed() -> dict[str, Engine]:
+    """All installed engines that files of any format are written for, by name."""
+    return {name: engine for format in _YARDSTICKS for name, engine in available(format).items()}
 
 
 def get(name: str) -> Engine:
@@ -130,13 +149,47 @@ def get(name: str) -> Engine:
 
 def written_for(name: str) -> Engine:
     """The engine called ``name``, for which files are written; InputError as in `get`."""
-    engines = available()
+    known = _MODULES.get(name)
+    engines = available() if known is None else available(known.format)
     if name in engines:
         return engines[name]
-    here = ", ".join(engines) or "none"
-    if name in _MODULES:
-        raise InputError(f"engine {name!r} is not installed (installed: {here}); run: pip install {name}")
+    here = ", ".join(installed()) or "none"
+    if known is not None:
+        raise InputError(
+            f"engine {name!r} is not installed (installed: {here}); run: pip install {known.install}"
+        )
     raise InputError(f"engine {name!r} is unknown; installed: {here}")
+
+
+def engines_for(format: str, engine: str = "auto") -> dict[str, Engine]:
+    """The engines to write files of a format for: all that are installed (``auto``), or the one asked for.
+
+    Raises InputError where none is installed, or the one asked for is not, or reads other files.
+    """
+    if engine != "auto":
+        found = written_for(engine)
+        if (reads := _MODULES[engine].format) != format:
+            readers = ", ".join(name for name, known in _MODULES.items() if known.format == format)
+            raise InputError(f"engine {engine!r} runs .{reads} files, and this is a .{format}: use {readers}")
+        return {engine: found}
+    if not (all_of_them := available(format)):
+        wanted = " ".join(known.install for known in _MODULES.values() if known.format == format)
+        raise InputError(f"no engine that runs .{format} files is installed; run: pip install {wanted}")
+    return all_of_them
+
+
+def yardstick(format: str) -> Engine:
+    """The engine that runs the original of a format for others to be held against. InputError as in `get`."""
+    return written_for(_YARDSTICKS[format])
+
+
+def literal_session(path: str | Path, threads: int) -> Session:
+    """A session that runs every operator as the file has it, without fusing or folding: the yardstick for others.
+
+    Raises InputError for a missing file, EngineError where it is refused.
+    """
+    known = _MODULES[_YARDSTICKS[Path(path).suffix[1:]]]
+    return cast(Session, importlib.import_module(known.module).literal_session(path, threads))
 
 
 def check_feeds(feeds: Mapping[str, np.ndarray], expected: Mapping[str, np.dtype | None], path: Path) -> None:

@@ -73,7 +73,26 @@ TARGETS: dict[str, tuple[Target, ...]] = {
             ),
         ),
     ),
+    "litert": (
+        Target(
+            engine="litert",
+            placement="throughout",
+            activation_qtype="int8",
+            quantize_outputs=True,  # what runs on codes gives codes: converting at every layer is slower than float
+            quantize_residuals=True,
+            moves_through=frozenset(),  # operators that move values have rows of their own in models/tflite
+            repeat_after_layout=False,
+            dynamic_int8=True,
+            rounds_activations=False,
+            # XNNPACK brings the weights back when it loads the file.
+            weight_forms=(("int8", "dequantize"), ("int4", "dequantize"), ("fp16", "dequantize")),
+            codes_throughout=True,
+            integer_only=True,
+        ),
+    ),
 }
+WIDE_SUMS = frozenset(("litert",))
+"""Engines that widen codes before they multiply them, on every CPU."""
 
 
 def targets(engine: str, cpu: Cpu) -> tuple[Target, ...]:
@@ -82,4 +101,6 @@ def targets(engine: str, cpu: Cpu) -> tuple[Target, ...]:
     On a CPU with AVX2 only, 8-bit products are summed in pairs in 16 bits, which saturates; weights then use 7 bits.
     """
     saturates = "avx2" in cpu.isa and "vnni" not in cpu.isa and "amx_int8" not in cpu.isa
-    return tuple(replace(target, saturates=saturates) for target in TARGETS[engine])
+    return tuple(
+        replace(target, saturates=saturates and engine not in WIDE_SUMS) for target in TARGETS[engine]
+    )

@@ -104,6 +104,10 @@ def open_model(path: Path) -> Model:
         from fewbits.models.onnx.model import open_onnx
 
         return open_onnx(path)
+    if path.suffix == ".tflite":
+        from fewbits.models.tflite.model import open_tflite
+
+        return open_tflite(path)
     if path.suffix == ".safetensors" or is_named(str(path)):
         raise InputError(f"{path}: a PyTorch module, which only compress takes; give an .onnx file")
     if path.is_file():
@@ -112,7 +116,7 @@ def open_model(path: Path) -> Model:
         refuse_pickle(path)
     if not path.exists():
         raise InputError(
-            f"{path}: no such file; MODEL is an .onnx file, a .safetensors with --arch, or module:factory"
+            f"{path}: no such file; MODEL is an .onnx or .tflite file, a .safetensors with --arch, or module:factory"
         )
     raise InputError(
         f"{path}: not an .onnx file; export the model to ONNX (torch.onnx.export(..., dynamo=True))"

@@ -46,12 +46,16 @@ class WeightInfo:
 
 @dataclass(frozen=True)
 class ConvGeometry:
-    """How a convolution moves over its input; one number per axis of space, and two (begin, then end) for padding."""
+    """How a convolution moves over its input; one number per axis of space, and two (begin, then end) for padding.
+
+    ``channels_last`` says how the input lies: [n, *space, channels] instead of [n, channels, *space].
+    """
 
     strides: tuple[int, ...]
     pads: tuple[int, ...]
     dilations: tuple[int, ...]
     groups: int
+    channels_last: bool = False
 
 
 LayerKind = Literal["conv", "linear", "matmul", "product", "embedding", "recurrent"]
@@ -72,6 +76,7 @@ class LayerInfo:
         inputs: names of the activations it multiplies.
         output: name of its result.
         geometry: for a convolution whose padding is known in advance.
+        also: what ONNX calls the operator, where the source format has a word of its own: rules match both.
     """
 
     name: str
@@ -83,6 +88,7 @@ class LayerInfo:
     inputs: tuple[str, ...]
     output: str
     geometry: ConvGeometry | None = None
+    also: str | None = None
 
     @property
     def params(self) -> int:
@@ -91,13 +97,27 @@ class LayerInfo:
 
 
 @dataclass(frozen=True)
+class FloatOnly:
+    """An operator without integer kernels: its type, the layer it is in, and which activations it cannot have."""
+
+    op: str
+    name: str
+    qtypes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class ModelInfo:
-    """A model as planning sees it; ``in_codes`` layers came quantized, stay as they are and are not listed."""
+    """A model as planning sees it.
+
+    ``in_codes`` layers came quantized, stay as they are and are not listed. ``float_only`` operators stand in the way
+    of a file that computes on integers alone.
+    """
 
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
     layers: tuple[LayerInfo, ...]
     in_codes: int = 0
+    float_only: tuple[FloatOnly, ...] = ()
 
     def layer(self, name: str) -> LayerInfo:
         """The layer of that name; KeyError where there is none."""

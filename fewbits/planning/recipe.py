@@ -26,8 +26,9 @@ class Rule:
     activations: Scheme | None = None
 
     def matches(self, layer: LayerInfo) -> bool:
-        """Whether the pattern is the layer's operator or name, or matches its name (case matters)."""
-        return self.match in (layer.op, layer.name) or fnmatch.fnmatchcase(layer.name, self.match)
+        """Whether the pattern is the layer's operator (or ONNX's word for it) or matches its name (case matters)."""
+        named = self.match in (layer.op, layer.also, layer.name)
+        return named or fnmatch.fnmatchcase(layer.name, self.match)
 
 
 @dataclass(frozen=True)

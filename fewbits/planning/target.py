@@ -26,6 +26,8 @@ class Target:
         weight_forms: per weight format, the form that this engine runs fastest; a format not listed gains nothing.
         wrong_odd_sums: products of compressed weights come out wrong where the sum has an odd number of terms.
         saturates: sums of two 8-bit products can overflow 16 bits (AVX2 without VNNI), so weights use 7 bits.
+        codes_throughout: operators hand codes to each other: biases are integers, and nothing is divided on the way.
+        integer_only: what a recipe makes static computes on integers alone, and what cannot is an error.
     """
 
     engine: str
@@ -40,6 +42,8 @@ class Target:
     weight_forms: tuple[tuple[str, WeightForm], ...]
     wrong_odd_sums: bool = False
     saturates: bool = False
+    codes_throughout: bool = False
+    integer_only: bool = False
 
     def weight_form(self, qtype: str, terms: int | None = None) -> WeightForm | None:
         """The form for weights of that format; None where this engine has none worth writing.

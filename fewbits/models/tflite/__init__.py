@@ -1,0 +1,1 @@
+"""Read `.tflite` files, and write them as a plan says."""
