@@ -235,9 +235,9 @@ def test_onnxruntime_multiplies_by_blocks_of_int4(write, group, accuracy):
     assert (found["bits"], found["block_size"], found["accuracy_level"]) == (4, 32, accuracy)
 
 
-@pytest.mark.xfail(reason="ONNX Runtime 1.31 fuses no Gemm with transB = 1 with its blocks", strict=True)
-def test_onnxruntime_multiplies_by_blocks_of_int4_in_gemm(write):
-    graph = Optimized(write(gemm(transposed=True), "w4_g32", ORT, opset=21))
+@pytest.mark.parametrize("transposed", [False, True])
+def test_onnxruntime_multiplies_by_blocks_of_int4_in_gemm(write, transposed):
+    graph = Optimized(write(gemm(transposed), "w4_g32", ORT, opset=21))
     assert graph.count["MatMulNBits"] == 1
 
 
