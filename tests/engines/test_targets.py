@@ -442,7 +442,7 @@ def test_openvino_gets_odd_sums_wrong(write):
 # Every engine
 
 
-@pytest.mark.parametrize("engine", TARGETS)
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])  # LiteRT sums in 32 bits
 def test_sums_of_pairs_that_saturate_get_weights_of_seven_bits(write, engine):
     largest = {}
     for machine in (Cpu("AVX2 only", 2, 4, ("avx2",)), Cpu("VNNI", 2, 4, ("avx2", "vnni"))):
