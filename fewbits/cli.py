@@ -26,6 +26,20 @@ ModelPath = Annotated[Path, typer.Argument(help="An .onnx file.", show_default=F
 Threads = Annotated[
     int | None, typer.Option(help="Threads of one inference.  [default: physical cores]", min=1)
 ]
+BatchAxis = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME=AXIS",
+        help="Axis of that input along which samples lie, where it is not the first; repeatable.",
+    ),
+]
+State = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="OUTPUT=INPUT",
+        help="That output feeds that input of the next step: samples are steps, in their order; repeatable.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 
 
@@ -46,6 +60,8 @@ def compress(
     arch: Annotated[
         str | None, typer.Option(help="module:factory, which makes the nn.Module of a .safetensors.")
     ] = None,
+    batch_axis: BatchAxis = None,
+    state: State = None,
     recipe: Annotated[
         str, typer.Option(help="auto, a preset (see fewbits recipes), or a .toml file.")
     ] = "auto",
@@ -64,6 +80,7 @@ def compress(
 ) -> None:
     """Compress a model, measure every candidate where it will run, and hand over the best that meets the limits."""
     from fewbits.compress import compress as run
+    from fewbits.feeding import axes, pairs
 
     place = out or _default_place(model)
     with _progress() as progress:
@@ -72,6 +89,8 @@ def compress(
             data,
             arch=arch,
             eval=evaluate,
+            batch_axis=axes(batch_axis or (), "--batch-axis"),
+            state=pairs(state or (), "--state", "OUTPUT=INPUT, such as stateN=state"),
             recipe=recipe,
             engine=engine,
             max_drop=max_drop,
@@ -105,15 +124,27 @@ def compare(
     a: Annotated[Path, typer.Argument(help="An .onnx file or a folder from compress.", show_default=False)],
     b: Annotated[Path, typer.Argument(help="The other, likewise.", show_default=False)],
     data: Annotated[Path, typer.Option(help="Samples to run through both (.npz).", show_default=False)],
+    batch_axis: BatchAxis = None,
+    state: State = None,
     engine: Annotated[str, typer.Option(help="auto, onnxruntime or openvino.")] = "auto",
     threads: Threads = None,
     json: Json = False,
 ) -> None:
     """Two models side by side: size, speed, outputs."""
     from fewbits.comparison import compare as run
+    from fewbits.feeding import axes, pairs
 
     with _progress() as progress:
-        found = run(a, b, data, engine=engine, threads=threads, progress=progress)
+        found = run(
+            a,
+            b,
+            data,
+            batch_axis=axes(batch_axis or (), "--batch-axis"),
+            state=pairs(state or (), "--state", "OUTPUT=INPUT, such as stateN=state"),
+            engine=engine,
+            threads=threads,
+            progress=progress,
+        )
     if json:
         print(found.to_json())
     else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,7 @@ from fewbits.contest import (
 from fewbits.engines.cpu import cpu
 from fewbits.engines.engine import EngineSettings, Session, engines_for, get
 from fewbits.errors import InputError
+from fewbits.feeding import Feeding
 from fewbits.loaded import saved
 from fewbits.measure.latency import ROUNDS, ratio
 from fewbits.measure.quality import Reference, score
@@ -146,6 +148,8 @@ def compare(
     b: str | Path,
     data: object,
     *,
+    batch_axis: Mapping[str, int] | None = None,
+    state: Mapping[str, str] | None = None,
     engine: str = "auto",
     threads: int | None = None,
     rounds: int = ROUNDS,
@@ -157,6 +161,7 @@ def compare(
         a, b: ``.onnx`` or ``.tflite`` files, which run in float32 in the engine that runs them fastest; or folders that
             ``fewbits compress`` wrote, whose file runs as it was saved, in its engine and at its precision.
         data: samples, as :func:`fewbits.compress.compress` takes them; with labels both are scored.
+        batch_axis, state: as :func:`fewbits.compress.compress` takes them.
         engine: ``auto`` to try all that are installed, or one of them; for plain files.
         threads: of one inference, for both; where None those saved with a folder, or the physical cores.
         rounds: of measuring, in which every contestant has its turn.
@@ -172,9 +177,10 @@ def compare(
     model_a, model_b = open_model(path_a), open_model(path_b)
     engines_a, engines_b = (tuple(engines_for(model.format, engine)) for model in (model_a, model_b))
     inputs = _common(Path(a), Path(b), model_a.info, model_b.info)
-    samples = open_samples(data, inputs)
-    batch = next((info.shape[0] for info in inputs if info.shape and isinstance(info.shape[0], int)), None)
-    sample = samples.first(batch or 1)
+    feeding = Feeding(batch_axis or {}, state or {})
+    feeding.check(replace(model_a.info, inputs=inputs))
+    samples = open_samples(data, inputs, feeding=feeding)
+    sample = samples.one_run()
 
     runners = [
         Runner("A", path_a, settings_to_try(saved_a, engines_a, count)),
@@ -188,11 +194,15 @@ def compare(
     quiet = np.errstate(divide="ignore", invalid="ignore")
     with tempfile.TemporaryDirectory(prefix="fewbits-compare-") as folder, quiet:
         reference = Reference(Path(folder))
-        reference.record(session_a, samples, batch or BATCH)
+        batch = samples.batch or BATCH
+        reference.record(samples.session(session_a), samples, batch)
         metric = reference.metric(samples.has_labels())
-        watched = _Watched(session_b, iter(reference), session_a.output_names)
-        quality = score(watched, samples, batch or BATCH, reference, metric)
-        own = score(session_a, samples, batch or BATCH, reference, metric) if metric == "top1" else None
+        names = samples.results(session_a.output_names)
+        watched = _Watched(samples.session(session_b), iter(reference), names)
+        quality = score(watched, samples, batch, reference, metric)
+        own = None
+        if metric == "top1":
+            own = score(samples.session(session_a), samples, batch, reference, metric)
     size_a, size_b = artifact_bytes(path_a), artifact_bytes(path_b)
     agreement = quality.agreement
     return Comparison(
@@ -272,9 +282,8 @@ class _Watched:
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         outputs = self._session.run(feeds)
-        for (name, sums), a, b in zip(
-            self._sums.items(), next(self._expected), outputs.values(), strict=True
-        ):
+        for (name, sums), a in zip(self._sums.items(), next(self._expected), strict=True):
+            b = outputs[name]
             if a.shape != b.shape:
                 raise InputError(
                     f"output {name!r} has shape {list(a.shape)} in A and {list(b.shape)} in B; only outputs of "

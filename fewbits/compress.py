@@ -21,6 +21,7 @@ from fewbits.engines.cpu import Cpu, cpu
 from fewbits.engines.engine import Engine, EngineSettings, engines_for, get, written_for, yardstick
 from fewbits.errors import EngineError, InputError
 from fewbits.fallback import Attempt, Fallback, fall_back, losing
+from fewbits.feeding import PLAIN, Feeding, Feeds
 from fewbits.figures import Figures, Outcome
 from fewbits.handover import check_place, replacing
 from fewbits.loaded import Loaded, load, wrapped
@@ -32,7 +33,7 @@ from fewbits.observe import observe
 from fewbits.planning.plan import Placement
 from fewbits.planning.recipe import Recipe, ResolvedRecipe, assign
 from fewbits.planning.stats import Stats
-from fewbits.samples import Feeds, Samples, open_samples, synthetic
+from fewbits.samples import Samples, open_samples, synthetic
 from fewbits.sensitivity import sensitivity
 from fewbits.source import Arch, Origin, open_source
 from fewbits.threads import one_torch_thread
@@ -45,7 +46,6 @@ if TYPE_CHECKING:
 
 SCORING_BATCH = 32
 CLOSE = 1.1  # candidates up to a tenth slower than the fastest are measured twice as long
-SENSITIVITY_SAMPLES = 32  # of the calibration data tell which layers hurt most
 CHECKED_SAMPLES = 8  # are run through every written file and held against the plan's own arithmetic
 
 Progress = Callable[[str, int, int], None]
@@ -80,6 +80,7 @@ class Run:
     evaluate: Evaluate | None
     progress: Progress
     origin: Origin | None = None
+    feeding: Feeding = PLAIN
     timings: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
@@ -141,6 +142,8 @@ def compress(
     arch: Arch | None = None,
     eval: Any = None,
     evaluate: Evaluate | None = None,
+    batch_axis: Mapping[str, int] | None = None,
+    state: Mapping[str, str] | None = None,
     recipe: str = "auto",
     engine: str = "auto",
     max_drop: str | float = "1%",
@@ -162,6 +165,12 @@ def compress(
         data: calibration samples: an ``.npz``, arrays, or batches (see :func:`fewbits.samples.open_samples`).
         eval: samples to score with, with ``labels`` where the score is top-1; else a part of ``data`` is kept for it.
         evaluate: gives a score, higher is better, for a callable model; takes the place of the built-in metric.
+        batch_axis: of inputs that the data has one of for each sample, but that the model does not take one after the
+            other along its first axis: along which. What is the same for all samples (a scalar, or an input whose first
+            axis is not its batch) is given whole, and needs no axis.
+        state: by output, the input of the next step that it feeds. Samples are then steps in their order, run one by
+            one; a new sequence starts where the number in the data's array ``sequence`` changes. It starts with zeros,
+            or with what the data has for that input.
         recipe: ``auto``, a preset, ``original``, or the path of a recipe in TOML.
         engine: ``auto`` for all that are installed, or one of them.
         max_drop: largest loss: ``"1%"`` of the original's score, or a number in the metric's unit.
@@ -180,14 +189,17 @@ def compress(
     """
     asked = Asked(max_drop, max_size, min_speedup, prefer)
     _check(asked, engine, threads, seed)
+    feeding = Feeding(dict(batch_axis or {}), dict(state or {}))
     if out is not None:
         check_place(Path(out))
     recipes = resolve(recipe, exclude)
     with tempfile.TemporaryDirectory(prefix="fewbits-") as scratch:
         start = time.perf_counter()
-        path, origin = open_source(model, arch, data, eval, Path(scratch), progress)
+        path, origin = open_source(model, arch, data, eval, Path(scratch), progress, feeding)
         exporting = time.perf_counter() - start
-        run = _begin(path, data, eval, evaluate, engine, threads, seed, Path(scratch), progress, origin)
+        run = _begin(
+            path, data, eval, evaluate, engine, threads, seed, Path(scratch), progress, origin, feeding
+        )
         if origin is not None:
             run.timings["export"] = exporting
         planned, passed_over = drafts(
@@ -243,28 +255,35 @@ def _begin(
     scratch: Path,
     progress: Progress,
     origin: Origin | None = None,
+    feeding: Feeding = PLAIN,
 ) -> Run:
     """Open the model, the data and the engines, and check each against the others."""
     start = time.perf_counter()
     progress("load", 0, 0)
     model = open_model(path)
+    feeding.check(model.info)
     notes = [] if origin is None else list(origin.notes)
     if in_codes := model.info.in_codes:
         notes.append(f"left as they came, in integer codes: {in_codes} layer{'s' if in_codes > 1 else ''}")
-    calibration = None if data is None else open_samples(data, model.info.inputs)
+    inputs = model.info.inputs
+    calibration = None if data is None else open_samples(data, inputs, feeding=feeding)
     if eval is not None:
-        scoring = open_samples(eval, model.info.inputs, "eval")
+        scoring = open_samples(eval, inputs, "eval", feeding)
     elif calibration is not None:
         calibration, scoring = calibration.split()
-        notes.append("scored on every fourth sample of the data, which was kept from calibration")
+        notes.append(f"scored on {scoring.part} of the data, which was kept from calibration")
     else:
-        scoring = synthetic(model.info, seed)
+        scoring = synthetic(model.info, seed, feeding=feeding)
         notes.append(
             "no data was given: agreement on random inputs says little; give --data, or --eval with labels"
         )
+    for output, name in feeding.state.items():
+        notes.append(
+            f"run as sequences, {output!r} of each step as {name!r} of the next; latency is that of one step"
+        )
     if calibration is not None:
         calibration.first()
-    sample = scoring.first(model.batch or 1)
+    sample = scoring.one_run()
     machine = cpu()
     run = Run(
         model,
@@ -279,6 +298,7 @@ def _begin(
         evaluate,
         progress,
         origin,
+        feeding,
         notes=notes,
     )
     run.timings["load"] = time.perf_counter() - start
@@ -295,14 +315,15 @@ def _observe(run: Run, planned: Sequence[Draft]) -> Stats | None:
         path = run.folder / f"observed.{run.model.format}"
         run.model.tapped(tensors, path)
         engine = yardstick(run.model.format)
-        session = engine.compile(path, EngineSettings(engine.name, "f32", run.threads))
+        compiled = engine.compile(path, EngineSettings(engine.name, "f32", run.threads))
+        session = run.calibration.session(compiled)
         rows = {name for one in wanted for name in one.rows}
         samples = {name for one in wanted for name in one.samples}
 
         def progress(done: int) -> None:
             run.progress("observe", done, 0)
 
-        return observe(session, run.calibration, tensors, rows, samples, run.model.batch, progress)
+        return observe(session, run.calibration, tensors, rows, samples, run.calibration.batch, progress)
 
 
 def _write(run: Run, planned: Sequence[Draft], stats: Stats | None) -> list[Written]:
@@ -355,7 +376,7 @@ def _candidates(
 def _score(run: Run, tried: Sequence[Candidate]) -> tuple[Scoring, list[Outcome]]:
     """Run every candidate over the scoring samples, against the original's outputs in float32."""
     with run.stage("score"):
-        reference = _reference(run, tried, run.model.batch or SCORING_BATCH)
+        reference = _reference(run, tried, run.scoring.batch or SCORING_BATCH)
         scoring = Scoring(reference, reference.metric(run.scoring.has_labels()))
         outcomes = []
         for number, one in enumerate(tried):
@@ -366,9 +387,9 @@ def _score(run: Run, tried: Sequence[Candidate]) -> tuple[Scoring, list[Outcome]
 
 def _scored(run: Run, candidate: Candidate, scoring: Scoring) -> Outcome:
     try:
-        session = get(candidate.settings.engine).compile(candidate.file.path, candidate.settings)
-        batch = run.model.batch or SCORING_BATCH
-        quality = score(session, run.scoring, batch, scoring.reference, scoring.metric)
+        compiled = get(candidate.settings.engine).compile(candidate.file.path, candidate.settings)
+        batch = run.scoring.batch or SCORING_BATCH
+        quality = score(run.scoring.session(compiled), run.scoring, batch, scoring.reference, scoring.metric)
         value = quality.score if run.evaluate is None else _evaluated(run, run.evaluate, candidate)
         return Outcome(candidate, quality=quality, score=value)
     except EngineError as error:
@@ -390,13 +411,12 @@ def _fall_back(
         for start in losing(scored, least):
             place = run.folder / f"raised-{len(found)}"
             place.mkdir()
-            feeds = run.calibration.first(run.model.batch or SENSITIVITY_SAMPLES)
 
             def progress(done: int, total: int) -> None:
                 run.progress("fall back", done, total)
 
             with one_torch_thread():
-                errors = sensitivity(run.model, start.candidate, stats, feeds, place, progress)
+                errors = sensitivity(run.model, start.candidate, stats, run.calibration, place, progress)
             found.append(fall_back(start, errors, _attempts(run, start, scoring, stats, place), least))
     return found
 
@@ -429,7 +449,7 @@ def _reference(run: Run, tried: Sequence[Candidate], batch: int) -> Reference:
         if one.is_original and one.settings.precision == "f32":
             try:
                 session = get(one.settings.engine).compile(one.file.path, one.settings)
-                reference.record(session, run.scoring, batch)
+                reference.record(run.scoring.session(session), run.scoring, batch)
                 return reference
             except EngineError as error:
                 errors.append(str(error))
@@ -446,7 +466,7 @@ def _evaluated(run: Run, evaluate: Evaluate, candidate: Candidate) -> float | No
 def _verify(run: Run, outcomes: Sequence[Outcome]) -> list[Outcome]:
     """Hold every written file, run in its engine, against the plan's own arithmetic."""
     with run.stage("verify"):
-        checker = Checker(run.model, run.scoring.first(run.model.batch or CHECKED_SAMPLES), run.folder)
+        checker = Checker(run.model, run.scoring, CHECKED_SAMPLES, run.folder)
         checked = []
         for number, outcome in enumerate(outcomes):
             run.progress("verify", number, len(outcomes))

@@ -139,7 +139,7 @@ def this_machine(threads: int) -> r.Machine:
 
 def spelled_out(sample: Feeds, threads: int) -> str:
     """What one timed run is: the shapes of its inputs, and the threads."""
-    shapes = ", ".join(f"{name} {'x'.join(map(str, array.shape))}" for name, array in sample.items())
+    shapes = ", ".join(f"{name} {'x'.join(map(str, a.shape)) or 'scalar'}" for name, a in sample.items())
     return f"{shapes}, {threads} thread{'s' if threads > 1 else ''}"
 
 

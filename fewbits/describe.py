@@ -85,6 +85,8 @@ def describe(
             format=run.model.format if run.origin is None else run.origin.framework,
             params=run.model.params,
             opset=run.model.opset,
+            batch_axis=dict(run.feeding.batch_axis),
+            state=dict(run.feeding.state),
             structure=None if run.origin is None else run.origin.structure.to_json(),
         ),
         metric=r.Metric(
@@ -163,6 +165,8 @@ def _artifacts(run: Run, saved: Candidate, folder: Path) -> tuple[r.File, ...]:
     lines = saved.settings.snippet(artifact.name, _shapes(run))
     inputs = ", ".join(f"{one.name!r}: ..." for one in run.model.info.inputs)
     head = f"# Runs {artifact.name} with the settings that were measured.\nfeeds = {{{inputs}}}  # numpy arrays\n"
+    for output, name in run.feeding.state.items():
+        head += f"# The output {output!r} is the input {name!r} of the next step.\n"
     (folder / "run.py").write_text(f"{head}{lines}\n", encoding="utf-8")
     return (
         r.File(path=artifact.name, what="the model", size_bytes=artifact_bytes(artifact)),
@@ -323,16 +327,21 @@ def _output_errors(run: Run, path: Path) -> Mapping[str, float]:
     names = run.model.layer_outputs(path, tapped)
     originals = {layer.name: layer.output for layer in run.model.info.layers}
     run.model.tapped([originals[name] for name in names], plain)
-    feeds = run.scoring.first(run.model.batch or DESCRIBED_SAMPLES)
-    got = literal_session(tapped, run.threads).run(feeds)
-    expected = literal_session(plain, run.threads).run(feeds)
-    errors = {}
-    for layer, name in names.items():
-        a, b = expected[originals[layer]].astype(np.float64), got[name].astype(np.float64)
-        noise = float(np.square(a - b).sum())
-        if a.shape == b.shape and noise > 0:
-            errors[layer] = float(10 * np.log10(max(float(np.square(a).sum()), 1e-30) / noise))
-    return errors
+    sessions = [run.scoring.session(literal_session(one, run.threads)) for one in (plain, tapped)]
+    signal: Counter[str] = Counter()
+    noise: Counter[str] = Counter()
+    for feeds in run.scoring.some(DESCRIBED_SAMPLES, DESCRIBED_SAMPLES):
+        expected, got = (session.run(feeds) for session in sessions)
+        for layer, name in names.items():
+            a, b = expected[originals[layer]].astype(np.float64), got[name].astype(np.float64)
+            if a.shape == b.shape:
+                signal[layer] += float(np.square(a).sum())  # type: ignore[assignment]
+                noise[layer] += float(np.square(a - b).sum())  # type: ignore[assignment]
+    return {
+        layer: float(10 * np.log10(max(signal[layer], 1e-30) / noise[layer]))
+        for layer in noise
+        if noise[layer]
+    }
 
 
 def _left_in_float(run: Run, plan: Plan) -> tuple[r.LeftInFloat, ...]:

@@ -30,7 +30,7 @@ def observe(
     """Stream the samples through and keep histograms, extremes and a few rows; memory does not grow with them.
 
     Args:
-        session: of a model that gives ``tensors`` as outputs.
+        session: of a model that gives ``tensors`` as outputs; it runs the samples' feeds.
         samples: the calibration data.
         tensors: names of the tensors to observe.
         rows_of: those of them of which some rows (along the last axis) are kept as examples.
@@ -56,7 +56,7 @@ def observe(
             channels[name].see(matrix)
         for name, examples in whole.items():
             examples.see(outputs[name])
-        done += len(next(iter(feeds.values())))
+        done += samples.size(feeds)
         progress(done)
     kept = {name: examples.array() for name, examples in (rows | whole).items()}
     found = {}

@@ -21,6 +21,7 @@ from fewbits.contest import (
 )
 from fewbits.engines.engine import available, get
 from fewbits.errors import InputError
+from fewbits.feeding import Feeds
 from fewbits.handover import REPORT
 from fewbits.loaded import saved
 from fewbits.measure.latency import ROUNDS, ratio
@@ -29,7 +30,7 @@ from fewbits.models.model import open_model
 from fewbits.planning.model_info import ModelInfo, TensorInfo
 from fewbits.report import record as r
 from fewbits.report.record import Count, Number, Record
-from fewbits.samples import Feeds, synthetic
+from fewbits.samples import random_feeds
 from fewbits.tables import plain_table
 
 if TYPE_CHECKING:
@@ -235,8 +236,7 @@ def _sample(folder: Path, report: r.Report, info: ModelInfo) -> Feeds:
                 "compress again"
             )
         concrete.append(TensorInfo(one.name, one.dtype, shape))
-    feeds, _ = next(synthetic(replace(info, inputs=tuple(concrete)), seed=0).open())
-    return feeds
+    return random_feeds(replace(info, inputs=tuple(concrete)), seed=0)
 
 
 def _sha256(path: Path) -> str:

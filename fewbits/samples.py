@@ -2,136 +2,297 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from fewbits import npz
+from fewbits.engines.engine import Session
 from fewbits.errors import InputError
-from fewbits.planning.model_info import ModelInfo, TensorInfo
+from fewbits.feeding import PLAIN, Feeding, Feeds, Intake, intake
+from fewbits.planning.model_info import Dim, ModelInfo, TensorInfo
+from fewbits.steps import START, Stepping
 
-Feeds = dict[str, np.ndarray]
 LABELS = "labels"
+SEQUENCE = (
+    "sequence"  # the array that tells which sequence each step belongs to, where outputs feed the next step
+)
 UNKNOWN_DIM = 16  # the size given to a dynamic axis that no data tells
+STEPS = 8  # of a sequence stand for one sample where a few samples are enough
 
 HELD_OUT_EVERY = 4  # without data of its own for scoring, every fourth sample is kept from calibration
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Samples as they are read: ``rows`` has them along the first axis, ``whole`` what serves all of them."""
+
+    rows: Feeds
+    whole: Feeds
+    count: int
+
+    def same_whole(self, other: _Block) -> bool:
+        return all(np.array_equal(array, other.whole[name]) for name, array in self.whole.items())
+
+    def cut(self, size: int) -> tuple[_Block, _Block]:
+        """The first ``size`` samples, and the others."""
+        head = {key: array[:size] for key, array in self.rows.items()}
+        tail = {key: array[size:] for key, array in self.rows.items()}
+        return _Block(head, self.whole, size), _Block(tail, self.whole, self.count - size)
+
+
+def _join(parts: list[_Block]) -> _Block:
+    if len(parts) == 1:
+        return parts[0]
+    rows = {key: np.concatenate([part.rows[key] for part in parts]) for key in parts[0].rows}
+    return _Block(rows, parts[0].whole, sum(part.count for part in parts))
 
 
 @dataclass(frozen=True)
 class Samples:
     """A stream of samples that can be run through any number of times.
 
+    Where outputs of the model feed its next step, a sample is a step. Steps follow each other in the order of the data;
+    a new sequence starts where the number in the array ``sequence`` changes, and at the beginning.
+
     Attributes:
         name: what the user calls it (a file, or ``data``), for messages.
-        inputs: the model's inputs, which every feed fits.
-        open: starts a new pass over batches of any size, as (feeds, labels or None).
+        intake: how the model's inputs are fed.
+        open: starts a new pass over batches of any size, as (arrays, labels or None).
         keep: which sample numbers belong to this stream; None for all.
+        part: what of the data this is, in words.
     """
 
     name: str
-    inputs: tuple[TensorInfo, ...]
+    intake: Intake
     open: Callable[[], Iterator[tuple[Feeds, np.ndarray | None]]]
     keep: Callable[[np.ndarray], np.ndarray] | None = None
+    part: str = "all"
 
-    def split(self) -> tuple[Samples, Samples]:
-        """One stream to calibrate with and one to score with, without a sample in common."""
-        last = HELD_OUT_EVERY - 1
-        return (
-            replace(self, keep=lambda i: i % HELD_OUT_EVERY != last),
-            replace(self, keep=lambda i: i % HELD_OUT_EVERY == last),
+    @property
+    def inputs(self) -> tuple[TensorInfo, ...]:
+        """The model's inputs, which every feed fits."""
+        return self.intake.inputs
+
+    @cached_property
+    def batch(self) -> int | None:
+        """The number of samples that are run at a time, where the model or the data fixes it.
+
+        Any number of steps is, one after the other.
+        """
+        if self.intake.state:
+            return None
+        return self.intake.fixed_batch or self._batch_of_data()
+
+    def _batch_of_data(self) -> int | None:
+        """A scalar for each sample is fed to one at a time; what is given whole may be for so many samples."""
+        if all(port.per_sample for port in self.intake.ports):
+            return None
+        block = next(self._blocks(), None)
+        if block is None:
+            return None
+        if any(port.axis is None and port.info.name in block.rows for port in self.intake.ports):
+            return 1
+        batched = (port for port in self.intake.ports if port.per_sample is False and port.axis is not None)
+        return next(
+            (block.whole[port.info.name].shape[port.axis] for port in batched if port.axis is not None), None
         )
 
-    def batches(self, size: int) -> Iterator[tuple[Feeds, np.ndarray | None]]:
-        """Feeds of exactly ``size`` samples, with their labels where the data has them.
+    def split(self) -> tuple[Samples, Samples]:
+        """One stream to calibrate with and one to score with, without a sample in common.
 
-        The last may have fewer; it is left out where ``size`` is the number that the model always takes.
+        Every fourth sample is scored; of sequences every fourth one, or where they are fewer, the last quarter of all
+        steps.
+        """
+        if not self.intake.state:
+            return self._split(
+                lambda numbers: numbers % HELD_OUT_EVERY == HELD_OUT_EVERY - 1, "every fourth sample"
+            )
+        starts: list[int] = []
+        steps = 0
+        for block in self._blocks():
+            starts += (steps + np.flatnonzero(block.rows[START])).tolist()
+            steps += block.count
+        if len(starts) < HELD_OUT_EVERY:
+            edge = steps - steps // HELD_OUT_EVERY
+            return self._split(lambda numbers: numbers >= edge, "the last quarter of the steps")
+
+        def held(numbers: np.ndarray) -> np.ndarray:
+            order = np.searchsorted(starts, numbers, side="right") - 1
+            return order % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
+
+        return self._split(held, "every fourth sequence")
+
+    def _split(self, held: Callable[[np.ndarray], np.ndarray], part: str) -> tuple[Samples, Samples]:
+        return replace(self, keep=lambda numbers: ~held(numbers), part="the rest"), replace(
+            self, keep=held, part=part
+        )
+
+    def session(self, session: Session) -> Session:
+        """What runs these samples: ``session``, or where its outputs feed the next step, one that does that."""
+        return Stepping(session, self.intake) if self.intake.state else session
+
+    def batches(self, size: int) -> Iterator[tuple[Feeds, np.ndarray | None]]:
+        """Feeds of exactly ``size`` samples for :meth:`session`, with their labels where the data has them.
+
+        The last may have fewer; it is left out where ``size`` is the number that the model always takes. There are
+        fewer too where the data goes on with something else given whole.
 
         Raises:
             InputError: names, dtypes or shapes are not the model's; NaN or Inf in a sample (it is named); no data.
         """
-        whole = size in {info.shape[0] for info in self.inputs if info.shape}
+        complete = size == self.intake.fixed_batch
         given = False
-        pending: list[tuple[Feeds, np.ndarray | None]] = []
-        waiting, seen = 0, 0
-        for feeds, labels in self.open():
-            count = self._check(feeds, labels, seen)
-            numbers = np.arange(seen, seen + count)
-            seen += count
-            if self.keep is not None:
-                chosen = self.keep(numbers)
-                feeds = {key: array[chosen] for key, array in feeds.items()}
-                labels = None if labels is None else labels[chosen]
-                count = int(chosen.sum())
-            if not count:
-                continue
-            pending.append((feeds, labels))
-            waiting += count
+        pending: list[_Block] = []
+        waiting, kept = 0, 0
+        for block in self._blocks():
+            if pending and not pending[-1].same_whole(block):
+                if not complete:
+                    yield self._fed(_join(pending))
+                pending, waiting = [], 0
+            pending.append(block)
+            waiting, kept = waiting + block.count, kept + block.count
             while waiting >= size:
-                batch, rest = _cut(_join(pending), size)
-                yield batch
+                batch, rest = _join(pending).cut(size)
+                yield self._fed(batch)
                 given = True
                 pending, waiting = ([rest], waiting - size) if waiting > size else ([], 0)
-        if waiting and not whole:
-            yield _join(pending)
-        if waiting and whole and not given:
+        if waiting and not complete:
+            yield self._fed(_join(pending))
+        if waiting and complete and not given:
             raise InputError(
-                f"{self.name}: {waiting} samples of {seen} are for this part, but the model takes {size} at a time; "
+                f"{self.name}: {kept} samples are for this part, but the model takes {size} at a time; "
                 "give more, or export it with a dynamic batch"
             )
+
+    def _fed(self, block: _Block) -> tuple[Feeds, np.ndarray | None]:
+        rows = dict(block.rows)
+        labels = rows.pop(LABELS, None)
+        if not self.intake.state:
+            return self.intake.feeds(rows, block.whole), labels
+        spread = {
+            name: np.broadcast_to(array, (block.count, *array.shape)) for name, array in block.whole.items()
+        }
+        return {**spread, **rows}, labels
+
+    def _blocks(self) -> Iterator[_Block]:
+        """What is read, checked, and cut to what belongs to this stream."""
+        seen = 0
+        before: tuple[int, Any] | None = None  # the last step that was kept, and its sequence
+        for arrays, labels in self.open():
+            block = self._checked(arrays, labels, seen)
+            numbers = np.arange(seen, seen + block.count)
+            seen += block.count
+            if self.keep is not None:
+                chosen = self.keep(numbers)
+                numbers = numbers[chosen]
+                rows = {key: array[chosen] for key, array in block.rows.items()}
+                block = _Block(rows, block.whole, len(numbers))
+            if not block.count:
+                continue
+            if self.intake.state:
+                ids = block.rows.pop(SEQUENCE, np.zeros(block.count))
+                starts = np.ones(block.count, bool)
+                starts[1:] = (ids[1:] != ids[:-1]) | (np.diff(numbers) != 1)
+                starts[0] = before is None or numbers[0] != before[0] + 1 or bool(ids[0] != before[1])
+                before = int(numbers[-1]), ids[-1]
+                block.rows[START] = starts
+            yield block
         if not seen:
             raise InputError(f"{self.name}: no samples in it; give at least one")
 
+    def size(self, feeds: Feeds) -> int:
+        """The number of samples in feeds."""
+        return len(feeds[START]) if self.intake.state else self.intake.count(feeds)
+
     def first(self, size: int = 1) -> Feeds:
-        """The first ``size`` samples."""
+        """The first ``size`` samples, for :meth:`session`."""
         for feeds, _ in self.batches(size):
             return feeds
         raise InputError(
             f"{self.name}: too few samples to keep some for scoring; give at least {HELD_OUT_EVERY}"
         )
 
+    def some(self, count: int, size: int) -> list[Feeds]:
+        """About ``count`` samples for :meth:`session`, ``size`` at a time or as many as always are; or some steps."""
+        if self.intake.state:
+            return [self.first(count * STEPS)]
+        found: list[Feeds] = []
+        for feeds, _ in self.batches(self.batch or size):
+            found.append(feeds)
+            if sum(map(self.size, found)) >= count:
+                break
+        return found or [self.first(self.batch or size)]
+
+    def one_run(self) -> Feeds:
+        """What the model itself takes in one run: one sample or as many as it always takes; or the first step."""
+        feeds = self.first(self.batch or 1)
+        return next(Stepping.steps(self.intake, feeds)) if self.intake.state else feeds
+
+    def results(self, names: Iterable[str]) -> tuple[str, ...]:
+        """The outputs that are results, and not only what feeds the next step; all where there are no others."""
+        names = tuple(names)
+        return tuple(name for name in names if name not in self.intake.state) or names
+
     def has_labels(self) -> bool:
         """Whether the data comes with integer classes."""
         return next(iter(self.batches(1)))[1] is not None
 
-    def _check(self, feeds: Feeds, labels: np.ndarray | None, seen: int) -> int:
+    def _checked(self, given: Feeds, labels: np.ndarray | None, seen: int) -> _Block:
         expected = ", ".join(map(str, self.inputs))
-        names = {info.name for info in self.inputs}
-        if set(feeds) != names:
-            raise InputError(
-                f"{self.name}: has arrays {sorted(feeds)}, but the model's inputs are {expected}"
+        arrays = dict(given)
+        sequence = arrays.pop(SEQUENCE, None) if self._sequences() else None
+        asked = {info.name for info in self.intake.asked}
+        if not asked <= set(arrays) <= {info.name for info in self.inputs}:
+            fed = (
+                f" ({', '.join(self.intake.state.values())}: from the step before)"
+                if self.intake.state
+                else ""
             )
-        count = max((len(array) for array in feeds.values() if array.ndim), default=0)
-        for info in self.inputs:
-            array = feeds[info.name]
-            if (
-                not array.ndim
-                or array.ndim != len(info.shape)
-                or any(
-                    isinstance(want, int) and got != want
-                    for got, want in zip(array.shape[1:], info.shape[1:], strict=True)
-                )
-            ):
+            raise InputError(
+                f"{self.name}: has arrays {sorted(arrays)}, but the model's inputs are {expected}{fed}"
+            )
+        rows: Feeds = {}
+        whole: Feeds = {}
+        for port in self.intake.ports:
+            name = port.info.name
+            if name not in arrays:
+                continue
+            array = arrays[name]
+            if (wrong := port.check(array.shape)) is not None:
                 raise InputError(
-                    f"{self.name}: array {info.name!r} has shape {list(array.shape)}, but the model's inputs are "
-                    f"{expected} (first axis: samples)"
+                    f"{self.name}: array {name!r} has shape {list(array.shape)}, but the model's inputs are "
+                    f"{expected} ({wrong})"
                 )
+            (rows if port.has_rows(array.shape) else whole)[name] = self._convert(array, port.info, expected)
+        count = max(map(len, rows.values()), default=1)
+        for name, array in rows.items():
             if len(array) != count:
-                raise InputError(
-                    f"{self.name}: {info.name!r} has {len(array)} samples and another input {count}"
-                )
-            feeds[info.name] = array = self._convert(array, info, expected)
-            if array.dtype.kind == "f" and not np.isfinite(array).all():
-                bad = np.flatnonzero(~np.isfinite(array).reshape(count, -1).all(axis=1))[0]
-                raise InputError(
-                    f"{self.name}: sample {seen + bad} has NaN or Inf in {info.name!r}; take it out"
-                )
-        if labels is not None and len(labels) != count:
-            raise InputError(f"{self.name}: {len(labels)} labels for {count} samples; give one for each")
-        return count
+                raise InputError(f"{self.name}: {name!r} has {len(array)} samples and another input {count}")
+        self._check_finite(rows, whole, seen)
+        for what, more in ((LABELS, labels), (SEQUENCE, sequence)):
+            if more is not None:
+                if more.ndim == 0 or len(more) != count:
+                    number = len(more) if more.ndim else "one"
+                    raise InputError(f"{self.name}: {number} {what} for {count} samples; give one for each")
+                rows[what] = more
+        return _Block(rows, whole, count)
+
+    def _sequences(self) -> bool:
+        return bool(self.intake.state) and self.intake.port(SEQUENCE) is None
+
+    def _check_finite(self, rows: Feeds, whole: Feeds, seen: int) -> None:
+        for name, array in {**rows, **whole}.items():
+            if array.dtype.kind != "f" or np.isfinite(array).all():
+                continue
+            if name in whole:
+                raise InputError(f"{self.name}: {name!r} has NaN or Inf")
+            bad = np.flatnonzero(~np.isfinite(array).reshape(len(array), -1).all(axis=1))[0]
+            raise InputError(f"{self.name}: sample {seen + bad} has NaN or Inf in {name!r}; take it out")
 
     def _convert(self, array: np.ndarray, info: TensorInfo, expected: str) -> np.ndarray:
         if array.dtype == info.dtype:
@@ -150,8 +311,16 @@ class Samples:
         return converted
 
 
-def open_samples(data: Any, inputs: tuple[TensorInfo, ...], name: str = "data") -> Samples:
+def open_samples(
+    data: Any,
+    inputs: tuple[TensorInfo, ...],
+    name: str = "data",
+    feeding: Feeding = PLAIN,
+) -> Samples:
     """A stream from whatever the user has.
+
+    Samples lie along the first axis of every array. What is the same for all samples is given whole: a scalar, or an
+    input whose first axis is not its batch.
 
     Args:
         data: path of an ``.npz``; an array or tensor; a mapping or sequence of arrays; or an iterable of batches
@@ -159,44 +328,43 @@ def open_samples(data: Any, inputs: tuple[TensorInfo, ...], name: str = "data") 
             the inputs, with labels last where there is one item more).
         inputs: the model's inputs.
         name: what to call it in messages, where it is not a file.
+        feeding: which axis of which input is its batch, and which inputs the step before feeds.
 
     Raises:
-        InputError: a missing or unreadable file, or something that is none of these; a model with a scalar input.
+        InputError: a missing or unreadable file, or something that is none of these; a state that takes several samples
+            at a time.
     """
-    _refuse_scalars(inputs)
+    into = intake(inputs, feeding)
+    if into.state and into.fixed_batch not in (None, 1):
+        raise InputError(
+            f"state: the model takes {into.fixed_batch} samples at a time ({', '.join(map(str, inputs))}), but a "
+            "step is one; export it with a batch of 1, or of any size"
+        )
+    asked = into.asked
     if isinstance(data, (str, Path)):
         path = Path(data)
         if not path.is_file():
             raise InputError(
                 f"{path}: no such file; data is an .npz whose arrays are named like the model's inputs"
             )
-        return Samples(str(path), inputs, lambda: _npz(path, inputs))
+        return Samples(str(path), into, lambda: _npz(path, into))
     if isinstance(data, Mapping):
         arrays = {key: _array(value) for key, value in data.items()}
         labels = arrays.pop(LABELS, None)
-        return Samples(name, inputs, lambda: iter([(dict(arrays), labels)]))
+        return Samples(name, into, lambda: iter([(dict(arrays), labels)]))
     if _is_array(data):
-        return Samples(name, inputs, lambda: iter([_named((data,), inputs)]))
-    if isinstance(data, Sequence) and data and all(map(_is_array, data)) and _whole_arrays(data, inputs):
-        return Samples(name, inputs, lambda: iter([_named(tuple(data), inputs)]))
+        return Samples(name, into, lambda: iter([_named((data,), asked)]))
+    if isinstance(data, Sequence) and data and all(map(_is_array, data)) and _whole_arrays(data, asked):
+        return Samples(name, into, lambda: iter([_named(tuple(data), asked)]))
     if isinstance(data, Iterator):
         raise InputError(
             f"{name}: an iterator can be run through only once; give a list, a DataLoader or an .npz"
         )
     if isinstance(data, Iterable):
-        return Samples(name, inputs, lambda: (_named(batch, inputs) for batch in data))
+        return Samples(name, into, lambda: (_named(batch, asked) for batch in data))
     raise InputError(
         f"{name}: got {type(data).__name__}; allowed are an .npz path, arrays, tensors, or an iterable of batches"
     )
-
-
-def _refuse_scalars(inputs: tuple[TensorInfo, ...]) -> None:
-    scalars = [str(info) for info in inputs if not info.shape]
-    if scalars:
-        raise InputError(
-            f"the model's input {', '.join(scalars)} is a scalar, which no sample can have one of; "
-            "make it a constant in the model, and export it again"
-        )
 
 
 def peek(data: Any, unlabelled: Sequence[str], name: str = "data") -> Feeds:
@@ -216,26 +384,39 @@ def peek(data: Any, unlabelled: Sequence[str], name: str = "data") -> Feeds:
     raise InputError(f"{name}: no samples in it; give at least one")
 
 
-def synthetic(info: ModelInfo, seed: int, count: int = 16) -> Samples:
-    """Random samples for a model that came without data: normal floats, integers that its embeddings have rows for.
-
-    Raises:
-        InputError: an input is a scalar.
-    """
-    _refuse_scalars(info.inputs)
+def synthetic(info: ModelInfo, seed: int, count: int = 16, feeding: Feeding = PLAIN) -> Samples:
+    """Random samples for a model that came without data: normal floats, integers that its embeddings have rows for."""
+    into = intake(info.inputs, feeding)
     rng = np.random.default_rng(seed)
     feeds = {}
-    for one in info.inputs:
-        first = count if isinstance(one.shape[0], str) else one.shape[0]
-        shape = [first, *(dim if isinstance(dim, int) else UNKNOWN_DIM for dim in one.shape[1:])]
-        if one.dtype.startswith("float"):
-            feeds[one.name] = rng.standard_normal(shape).astype(one.dtype)
-        else:
-            tables = [
-                a.weights[0].shape[0] for a in info.layers if a.kind == "embedding" and one.name in a.inputs
-            ]
-            feeds[one.name] = rng.integers(0, min(tables, default=2), shape).astype(one.dtype)
-    return Samples("random inputs", info.inputs, lambda: iter([(dict(feeds), None)]))
+    for port in into.ports:
+        if not port.state:
+            shape = [1 if i == port.axis else _size(dim) for i, dim in enumerate(port.info.shape)]
+            if port.per_sample:
+                first = port.info.shape[port.axis or 0]
+                shape = [count if isinstance(first, str) else first, *map(_size, port.of_one)]
+            feeds[port.info.name] = _random(port.info, shape, info, rng)
+        elif any(isinstance(dim, str) and i != port.axis for i, dim in enumerate(port.info.shape)):
+            shape = [1 if i == port.axis else _size(dim) for i, dim in enumerate(port.info.shape)]
+            feeds[port.info.name] = np.zeros(shape, np.dtype(port.info.dtype))
+    return Samples("random inputs", into, lambda: iter([(dict(feeds), None)]))
+
+
+def random_feeds(info: ModelInfo, seed: int) -> Feeds:
+    """Random values as :func:`synthetic` draws them, for inputs whose shapes are all known."""
+    rng = np.random.default_rng(seed)
+    return {one.name: _random(one, [_size(dim) for dim in one.shape], info, rng) for one in info.inputs}
+
+
+def _size(dim: Dim) -> int:
+    return dim if isinstance(dim, int) else UNKNOWN_DIM
+
+
+def _random(one: TensorInfo, shape: Sequence[int], info: ModelInfo, rng: np.random.Generator) -> np.ndarray:
+    if one.dtype.startswith("float"):
+        return np.asarray(rng.standard_normal(shape)).astype(one.dtype)
+    tables = [a.weights[0].shape[0] for a in info.layers if a.kind == "embedding" and one.name in a.inputs]
+    return np.asarray(rng.integers(0, min(tables, default=2), shape)).astype(one.dtype)
 
 
 def _whole_arrays(data: Sequence[Any], inputs: tuple[TensorInfo, ...]) -> bool:
@@ -266,91 +447,13 @@ def _named(batch: Any, inputs: tuple[TensorInfo, ...]) -> tuple[Feeds, np.ndarra
     return feeds, _array(items[-1]) if len(items) > len(inputs) else None
 
 
-def _join(parts: list[tuple[Feeds, np.ndarray | None]]) -> tuple[Feeds, np.ndarray | None]:
-    if len(parts) == 1:
-        return parts[0]
-    feeds = {key: np.concatenate([part[0][key] for part in parts]) for key in parts[0][0]}
-    labels = [part[1] for part in parts]
-    return feeds, None if labels[0] is None else np.concatenate([one for one in labels if one is not None])
+def _npz(path: Path, into: Intake) -> Iterator[tuple[Feeds, np.ndarray | None]]:
+    def has_rows(name: str, shape: tuple[int, ...]) -> bool:
+        port = into.port(name)
+        return port is None or port.has_rows(shape)
 
-
-def _cut(
-    batch: tuple[Feeds, np.ndarray | None], size: int
-) -> tuple[tuple[Feeds, np.ndarray | None], tuple[Feeds, np.ndarray | None]]:
-    feeds, labels = batch
-    head = {key: array[:size] for key, array in feeds.items()}
-    tail = {key: array[size:] for key, array in feeds.items()}
-    return (head, None if labels is None else labels[:size]), (
-        tail,
-        None if labels is None else labels[size:],
-    )
-
-
-ROW_BYTES = 1 << 22  # about this much of every array is read at a time
-
-UNREADABLE = (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error)
-"""What ``zipfile`` and numpy raise for a damaged, encrypted or foreign archive."""
-
-
-def _npz(path: Path, inputs: tuple[TensorInfo, ...]) -> Iterator[tuple[Feeds, np.ndarray | None]]:
-    try:
-        archive = zipfile.ZipFile(path)
-    except UNREADABLE as error:
-        raise InputError(f"{path}: not an .npz file ({error}); write it with numpy.savez") from error
-    with archive:
-        members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
-        arrays = [name for name in members if name != LABELS]
-        names = {name: name for name in arrays}
-        if len(arrays) == len(inputs) == 1:
-            names = {arrays[0]: inputs[0].name}
-        streams = {}
-        for name, member in members.items():
-            streams[name] = _NpyStream(path, name, archive, member)
-        lengths = {name: stream.length for name, stream in streams.items()}
-        if len(set(lengths.values())) > 1:
-            raise InputError(f"{path}: arrays differ in their number of samples: {lengths}")
-        if not arrays or not max(lengths.values()):
-            raise InputError(f"{path}: no samples in it; give at least one")
-        rows = max(1, ROW_BYTES // max(stream.row_bytes for stream in streams.values()))
-        for start in range(0, max(lengths.values()), rows):
-            count = min(rows, max(lengths.values()) - start)
-            block = {name: stream.read(count) for name, stream in streams.items()}
-            labels = block.pop(LABELS, None)
-            yield {names[name]: array for name, array in block.items()}, labels
-
-
-class _NpyStream:
-    """Reads one array of an ``.npz`` a few rows at a time."""
-
-    def __init__(self, path: Path, name: str, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:
-        self.path, self.name = path, name
-        try:
-            self.file = file = archive.open(member)
-            version = np.lib.format.read_magic(file)
-            read = (
-                np.lib.format.read_array_header_1_0
-                if version == (1, 0)
-                else np.lib.format.read_array_header_2_0
-            )
-            shape, fortran, self.dtype = read(file)
-        except UNREADABLE as error:
-            raise InputError(f"{path}: array {name!r} cannot be read ({error})") from error
-        if self.dtype.hasobject or fortran or not shape:
-            what = (
-                "Python objects" if self.dtype.hasobject else "column order" if fortran else "no sample axis"
-            )
-            raise InputError(
-                f"{path}: array {name!r} has {what}; save a plain row-major array, samples first"
-            )
-        self.length, self.row_shape = shape[0], shape[1:]
-        self.row_bytes = max(1, int(np.prod(self.row_shape)) * self.dtype.itemsize)
-
-    def read(self, rows: int) -> np.ndarray:
-        wanted = rows * int(np.prod(self.row_shape)) * self.dtype.itemsize
-        try:
-            data = self.file.read(wanted)
-        except UNREADABLE as error:
-            raise InputError(f"{self.path}: array {self.name!r} cannot be read ({error})") from error
-        if len(data) < wanted:
-            raise InputError(f"{self.path}: array {self.name!r} is cut short; write the file again")
-        return np.frombuffer(data, self.dtype).reshape(rows, *self.row_shape)
+    only = into.asked[0].name if len(into.asked) == 1 else None
+    apart = (LABELS, SEQUENCE) if into.state else (LABELS,)
+    for block in npz.read(path, only, apart, has_rows):
+        labels = block.pop(LABELS, None)
+        yield block, labels

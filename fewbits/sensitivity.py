@@ -9,20 +9,20 @@ import numpy as np
 
 from fewbits.candidates import Candidate, Draft
 from fewbits.decide import decide
-from fewbits.engines.engine import Session, get
+from fewbits.engines.engine import get
 from fewbits.fallback import alone
 from fewbits.models.model import Model
 from fewbits.planning.stats import Stats
-from fewbits.samples import Feeds
+from fewbits.samples import Samples
 
-BATCH = 8
+SAMPLES, BATCH = 32, 8  # of the calibration data tell which layers hurt most
 
 
 def sensitivity(
     model: Model,
     candidate: Candidate,
     stats: Stats,
-    feeds: Feeds,
+    samples: Samples,
     folder: Path,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, float]:
@@ -34,18 +34,16 @@ def sensitivity(
         model: what the candidate was made of.
         candidate: a file with static layers.
         stats: what was observed for it.
-        feeds: a few samples.
+        samples: of which a few are run.
         folder: for files in between.
         progress: called with the layers done, and their number.
     """
     draft = candidate.file.draft
     assert draft is not None
-    size = model.batch or BATCH
-    count = len(next(iter(feeds.values())))
-    batches = [{name: array[at : at + size] for name, array in feeds.items()} for at in range(0, count, size)]
+    batches = samples.some(SAMPLES, BATCH)
 
     def outputs(path: Path) -> list[np.ndarray]:
-        session: Session = get(candidate.settings.engine).compile(path, candidate.settings)
+        session = samples.session(get(candidate.settings.engine).compile(path, candidate.settings))
         return [array.astype(np.float64) for one in batches for array in session.run(one).values()]
 
     def written(one: Draft) -> Path:

@@ -12,6 +12,7 @@ import numpy as np
 from fewbits.engines.cpu import cpu
 from fewbits.engines.engine import EngineSettings, Session, available
 from fewbits.errors import EngineError, InputError, VerificationError
+from fewbits.feeding import PLAIN, Feeding
 from fewbits.named import describe, is_named
 from fewbits.planning.model_info import TensorInfo
 from fewbits.samples import Feeds, Samples, open_samples, peek
@@ -57,6 +58,7 @@ def open_source(
     eval: Any,
     folder: Path,
     progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
+    feeding: Feeding = PLAIN,
 ) -> tuple[Path, Origin | None]:
     """The path of the ONNX file to compress; a module is exported into ``folder`` and compared with the file.
 
@@ -66,6 +68,7 @@ def open_source(
         data, eval: the samples of :func:`fewbits.compress.compress`, the first of which are the example.
         folder: for the files.
         progress: told that a module is being exported.
+        feeding: for files only.
 
     Raises:
         InputError: no such module, one that cannot be exported, or nothing to run it on.
@@ -76,6 +79,11 @@ def open_source(
         return Path(model), None
     progress("export", 0, 0)
     what = str(model) if isinstance(model, (str, Path)) else name
+    if feeding.state or feeding.batch_axis:
+        raise InputError(
+            f"{what}: state and batch axes are for models in files; export the module (torch.onnx.export(..., "
+            "dynamo=True)), and give the .onnx file"
+        )
     with one_torch_thread():
         return _exported(module, name, what, data, eval, folder)
 
@@ -133,9 +141,13 @@ def _samples(module: nn.Module, what: str, data: Any) -> tuple[Samples, int]:
     inputs = []
     for name in forward.in_order(tuple(first), called):
         array = first[name]
+        if not array.ndim:
+            raise InputError(
+                f"{what}: its input {name!r} is a scalar; make it a constant in the module, or give an .onnx file"
+            )
         dtype = "float32" if array.dtype.kind == "f" else array.dtype.name
-        inputs.append(TensorInfo(name, dtype, (BATCH, *array.shape[1:]) if array.ndim else ()))
-    return open_samples(data, tuple(inputs), called), max(len(a) for a in first.values() if a.ndim)
+        inputs.append(TensorInfo(name, dtype, (BATCH, *array.shape[1:])))
+    return open_samples(data, tuple(inputs), called), max(map(len, first.values()))
 
 
 def _example(module: nn.Module, what: str, samples: Samples, natural: int) -> tuple[Feeds, Structure]:

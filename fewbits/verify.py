@@ -10,7 +10,7 @@ from fewbits.candidates import Candidate
 from fewbits.engines.engine import EngineSettings, Session, get, literal_session
 from fewbits.errors import EngineError
 from fewbits.models.model import Model
-from fewbits.samples import Feeds
+from fewbits.samples import Samples
 
 MARGIN_DB = (
     6.0  # an engine may add as much error as was there already: half the energy each, and as much again
@@ -32,14 +32,10 @@ class Checker:
     plan has, or as the engine has on the original at the same precision, whichever is more.
     """
 
-    def __init__(self, model: Model, feeds: Feeds, folder: Path) -> None:
-        size = model.batch or 1
-        count = len(next(iter(feeds.values())))
-        self.model, self.folder = model, folder
-        self.batches = [
-            {name: array[start : start + size] for name, array in feeds.items()}
-            for start in range(0, count, size)
-        ]
+    def __init__(self, model: Model, samples: Samples, count: int, folder: Path) -> None:
+        self.model, self.samples, self.folder = model, samples, folder
+        self.batches = samples.some(count, 1)
+        self.shapes = {name: array.shape for name, array in samples.one_run().items()}
         self._original = self._run(literal_session(model.path, 1))
         self._spelled_out: dict[Path, list[np.ndarray]] = {}
         self._plain: dict[EngineSettings, list[np.ndarray]] = {}
@@ -74,17 +70,20 @@ class Checker:
         return self._spelled_out[path]
 
     def _precision(self, settings: EngineSettings) -> float:
-        """What the engine keeps of the original at that precision, dB."""
+        """What the engine keeps of the original at that precision, dB; all, where it cannot run it."""
         plain = EngineSettings(settings.engine, settings.precision, settings.threads)
         if plain not in self._plain:
-            self._plain[plain] = self._run(self._compiled(self.model.path, plain))
+            try:
+                self._plain[plain] = self._run(self._compiled(self.model.path, plain))
+            except EngineError:
+                self._plain[plain] = self._original
         return _sqnr(self._original, self._plain[plain])
 
     def _compiled(self, path: Path, settings: EngineSettings) -> Session:
-        shapes = {name: array.shape for name, array in self.batches[0].items()}
-        return get(settings.engine).compile(path, settings, shapes)
+        return get(settings.engine).compile(path, settings, self.shapes)
 
     def _run(self, session: Session) -> list[np.ndarray]:
+        session = self.samples.session(session)
         outputs = [array for feeds in self.batches for array in session.run(feeds).values()]
         return [array for array in outputs if array.dtype.kind == "f"]
 

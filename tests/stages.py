@@ -8,6 +8,7 @@ import numpy as np
 
 from fewbits.candidates import Candidate, Written, drafts, resolve
 from fewbits.engines.engine import Session, get, literal_session
+from fewbits.samples import open_samples
 from fewbits.verify import Checker
 
 stages = importlib.import_module("fewbits.compress")  # the name fewbits.compress is the function's
@@ -42,7 +43,12 @@ class Files:
 
     def checker(self, feeds) -> Checker:
         """Compares engines with the plan."""
-        return Checker(self.run.model, feeds, self.run.folder)
+        return Checker(
+            self.run.model,
+            open_samples(feeds, self.run.model.info.inputs),
+            len(next(iter(feeds.values()))),
+            self.run.folder,
+        )
 
 
 def write_files(model: Path, data, recipe: str, folder: Path, engine: str = "auto", exclude=()) -> Files:

@@ -32,6 +32,8 @@ _OPENVINO = Target(
     dynamic_int8=False,  # the codes are multiplied in float: 1.3 times slower than float
     rounds_activations=True,  # dynamic quantization in groups: twice as fast as float, at about 45 dB
     weight_forms=(("int8", "cast_mul"), ("int4", "dequantize"), ("fp16", "cast_mul"), ("bf16", "cast_mul")),
+    # "expects Constant for port 4": beside quantized activations it keeps Cast and Mul (2026.4)
+    constant_recurrent=True,
     wrong_odd_sums=True,  # in bf16 (2026.4): 21 dB for 257 terms, 51 for 256 or 258
 )
 

@@ -61,7 +61,7 @@ class Reference:
         """Run the original over the samples."""
         for number, (feeds, _) in enumerate(samples.batches(batch)):
             outputs = session.run(feeds)
-            np.savez(self.folder / f"{number}.npz", *outputs.values())
+            np.savez(self.folder / f"{number}.npz", *(outputs[name] for name in samples.results(outputs)))
             self.batches = number + 1
         if not self.batches:
             raise InputError(f"{samples.name}: no samples to score with; give more, or --eval FILE")
@@ -87,7 +87,7 @@ class Reference:
 
 
 def score(session: Runs, samples: Samples, batch: int, reference: Reference, metric: MetricName) -> Quality:
-    """Run a candidate over the samples and compare.
+    """Run a candidate over the samples and compare what are its results, and not state.
 
     Raises:
         InputError: labels that are no classes of the first output.
@@ -96,8 +96,9 @@ def score(session: Runs, samples: Samples, batch: int, reference: Reference, met
     cosines: list[np.ndarray] = []
     signal = noise = 0.0
     for (feeds, labels), expected in zip(samples.batches(batch), reference, strict=True):
-        outputs = list(session.run(feeds).values())
-        size = len(next(iter(feeds.values())))
+        given = session.run(feeds)
+        outputs = [given[name] for name in samples.results(given)]
+        size = samples.size(feeds)
         count += size
         signal, noise = signal + _energy(expected), noise + _difference(expected, outputs)
         cosines.append(_cosines(expected, outputs, size))

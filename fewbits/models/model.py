@@ -48,11 +48,6 @@ class Model(Protocol):
         """Number of elements in all constants."""
         ...
 
-    @property
-    def batch(self) -> int | None:
-        """The number of samples it takes at a time, where that is fixed."""
-        ...
-
     def weight(self, name: str) -> np.ndarray:
         """A constant of the model, float32, by name."""
         ...

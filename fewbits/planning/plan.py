@@ -14,6 +14,8 @@ from fewbits.planning.target import Target, WeightForm
 if TYPE_CHECKING:
     from fewbits.numerics import QTensor
 
+RECURRENT = frozenset(("LSTM", "GRU", "RNN"))
+
 
 @dataclass(frozen=True)
 class Edge:
@@ -144,7 +146,8 @@ class Plan:
         terms = None
         if layer.op in ("MatMul", "Gemm") and q is not None and q.channel_axis is not None:
             terms = q.codes.numel() // q.codes.shape[q.channel_axis]
-        return self.target.weight_form(weight.scheme.qtype, terms) or "dequantize"
+        recurrent = layer.op in RECURRENT
+        return self.target.weight_form(weight.scheme.qtype, terms, recurrent) or "dequantize"
 
     @property
     def weights(self) -> Mapping[str, WeightPlan]:

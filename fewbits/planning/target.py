@@ -25,6 +25,8 @@ class Target:
         rounds_activations: the engine can be told to round the activations of weight-only linear layers as they come.
         weight_forms: per weight format, the form that this engine runs fastest; a format not listed gains nothing.
         wrong_odd_sums: products of compressed weights come out wrong where the sum has an odd number of terms.
+        constant_recurrent: weights of recurrent layers must be constants once the file is loaded, so they are written
+            in a form that is brought back then, whatever else the file holds.
         saturates: sums of two 8-bit products can overflow 16 bits (AVX2 without VNNI), so weights use 7 bits.
         codes_throughout: operators hand codes to each other: biases are integers, and nothing is divided on the way.
         integer_only: what a recipe makes static computes on integers alone, and what cannot is an error.
@@ -41,15 +43,17 @@ class Target:
     rounds_activations: bool
     weight_forms: tuple[tuple[str, WeightForm], ...]
     wrong_odd_sums: bool = False
+    constant_recurrent: bool = False
     saturates: bool = False
     codes_throughout: bool = False
     integer_only: bool = False
 
-    def weight_form(self, qtype: str, terms: int | None = None) -> WeightForm | None:
+    def weight_form(self, qtype: str, terms: int | None = None, recurrent: bool = False) -> WeightForm | None:
         """The form for weights of that format; None where this engine has none worth writing.
 
-        ``terms``: of each sum that a linear layer computes.
+        ``terms``: of each sum that a linear layer computes. ``recurrent``: they are those of a recurrent layer.
         """
         form = dict(self.weight_forms).get(qtype)
         odd = self.wrong_odd_sums and terms is not None and terms % 2 == 1
-        return "cast_twice_mul" if odd and form == "cast_mul" else form
+        constant = self.constant_recurrent and recurrent
+        return "cast_twice_mul" if (odd or constant) and form == "cast_mul" else form

@@ -64,6 +64,10 @@ class Source(Record):
     format: str | None = None
     params: MaybeCount = None
     opset: MaybeCount = None
+    batch_axis: dict[str, Count] = {}
+    """Of inputs whose samples do not lie along their first axis: along which."""
+    state: dict[str, str] = {}
+    """By output, the input of the next step that it feeds."""
     structure: str | None = None
     """Of a module: how its outputs are nested, as :mod:`fewbits.models.torch.structure` writes it."""
 

@@ -66,8 +66,8 @@ def _layer(node: ir.Node) -> LayerInfo | None:
     if kind is None:
         return None
     constant = {weight.name for weight in weights}
-    output = node.outputs[0].name
-    if output is None:  # an optional output left out: nothing reads this layer
+    output = next((value.name for value in node.outputs if value.name), None)  # the first may be left out
+    if output is None:
         return None
     return LayerInfo(
         name=_name(node, weights),

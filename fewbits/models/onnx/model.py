@@ -49,14 +49,6 @@ class OnnxModel:
             v.const_value.size for v in initializers(self.source.model).values() if v.const_value is not None
         )
 
-    @property
-    def batch(self) -> int | None:
-        """The number of samples it takes at a time, where that is fixed."""
-        return next(
-            (info.shape[0] for info in self.info.inputs if info.shape and isinstance(info.shape[0], int)),
-            None,
-        )
-
     def weight(self, name: str) -> np.ndarray:
         """A constant of the folded model, by name, as stored."""
         value = self.folded.graph.initializers[name].const_value

@@ -42,14 +42,6 @@ class TFLiteModel:
         """Number of elements in all constants of the main subgraph."""
         return sum(tensor.data.size for tensor in self.graph.tensors if tensor.data is not None)
 
-    @property
-    def batch(self) -> int | None:
-        """The number of samples it takes at a time, where that is fixed."""
-        return next(
-            (info.shape[0] for info in self.info.inputs if info.shape and isinstance(info.shape[0], int)),
-            None,
-        )
-
     def weight(self, name: str) -> np.ndarray:
         """A constant by name; a layer's weight with its axes in the order that plans have them."""
         tensor = self.graph.by_name[name]
