@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from fewbits.compress import Result, compress
     from fewbits.inspection import inspect
     from fewbits.loaded import load
+    from fewbits.modules.files import save
+    from fewbits.quantize import quantize
     from fewbits.remeasure import measure
 
 _HOMES = {
@@ -19,10 +21,12 @@ _HOMES = {
     "inspect": "fewbits.inspection",
     "load": "fewbits.loaded",
     "measure": "fewbits.remeasure",
+    "quantize": "fewbits.quantize",
+    "save": "fewbits.modules.files",
     "Result": "fewbits.compress",
 }
 
-__all__ = ["Result", "__version__", "compare", "compress", "inspect", "load", "measure"]
+__all__ = ["Result", "__version__", "compare", "compress", "inspect", "load", "measure", "quantize", "save"]
 
 
 def __getattr__(name: str) -> Any:

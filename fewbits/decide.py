@@ -12,8 +12,9 @@ import torch
 from fewbits.methods.gptq import damped_moment, equal_rows, round_with_compensation
 from fewbits.methods.patches import patches
 from fewbits.methods.range_search import search
+from fewbits.methods.rounding import round_weight
 from fewbits.methods.smooth_quant import Smoothing, fake_quantize, find_smoothing
-from fewbits.numerics import QTensor, find, quantize
+from fewbits.numerics import QTensor, find
 from fewbits.planning.model_info import LayerInfo, WeightInfo
 from fewbits.planning.plan import ActivationPlan, BiasPlan, LayerPlan, Placement, Plan, Site, WeightPlan
 from fewbits.planning.recipe import Assignment, Recipe
@@ -297,16 +298,7 @@ def _with_room(plan: WeightPlan, info: WeightInfo, bias: BiasPlan, activation: A
 
 def _quantize(values: torch.Tensor, scheme: Scheme, info: WeightInfo, target: Target) -> QTensor:
     reduced = {"qmin": -SEVEN_BITS, "qmax": SEVEN_BITS} if target.saturates and scheme.qtype == "int8" else {}
-    return quantize(
-        values,
-        scheme.qtype,
-        channel_axis=None if scheme.per == "tensor" else info.channel_axis,
-        group_size=scheme.group_size,
-        symmetric=scheme.symmetric,
-        search="mse" if scheme.range == "mse" else "minmax",
-        name=info.name,
-        **reduced,
-    )
+    return round_weight(values, scheme, info.channel_axis, info.name, **reduced)
 
 
 def _levels(scheme: Scheme) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
 
@@ -13,6 +13,8 @@ from fewbits.errors import InputError
 from fewbits.handover import REPORT
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from fewbits.models.torch.again import CompressedModule
     from fewbits.models.torch.structure import Structure
     from fewbits.report.record import Report
@@ -46,19 +48,53 @@ class LoadedModel:
         return f"<{_in_words(self.path, self.settings)}>"
 
 
+Arch = Union[str, Callable[[], Any], "nn.Module"]
 Loaded = Union[LoadedModel, "CompressedModule"]
 """A model that runs: as a module where a module came in."""
 
 
-def load(folder: str | Path) -> Loaded:
-    """What ``compress`` saved in a folder, in the engine and with the settings that were measured.
+def load(path: str | Path, arch: Arch | None = None) -> Any:
+    """What fewbits wrote, ready to run.
 
-    What was a module is a module again: tensors in, tensors out, nested as they were.
+    A folder of ``compress`` runs in the engine and with the settings that were measured; what was a module is a
+    module again: tensors in, tensors out, nested as they were. A file of ``save`` is the module that was quantized.
+
+    Args:
+        path: of the folder or the file.
+        arch: what makes the float module of such a file: ``module:factory``, a callable, or a module, which is not
+            changed.
 
     Raises:
-        InputError: the folder was not written by fewbits, or holds no model.
+        InputError: it was not written by fewbits, holds no model, or is not of that architecture.
     """
-    folder = Path(folder)
+    if Path(path).suffix == ".safetensors":
+        return _module(Path(path), arch)
+    if arch is not None:
+        raise InputError(f"{path}: arch names the model for a .safetensors file; leave it out here")
+    return _from_folder(Path(path))
+
+
+def _module(path: Path, arch: Arch | None) -> nn.Module:
+    import copy
+
+    from fewbits.models.torch.factory import call, make
+    from fewbits.modules.files import load as load_module
+
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    if arch is None:
+        raise InputError(
+            f"{path}: holds a module's weights; say what makes the module: fb.load(path, arch=...)"
+        )
+    if isinstance(arch, str):
+        return load_module(path, make(arch), arch)
+    skeleton = call(arch, getattr(arch, "__name__", type(arch).__name__))
+    return load_module(
+        path, copy.deepcopy(skeleton) if skeleton is arch else skeleton, type(skeleton).__name__
+    )
+
+
+def _from_folder(folder: Path) -> Loaded:
     path, settings = saved(folder)
     report = _report(folder)
     if report.source.structure is None:

@@ -10,10 +10,11 @@ from fewbits.numerics.affine import Grid, code_range, encode_affine, truncate
 from fewbits.numerics.assembly import assembled, encoded, layout_for
 from fewbits.numerics.checks import naming, not_finite, refuse_nan, require_floating, require_shape
 from fewbits.numerics.codebook import check_books, nearest
-from fewbits.numerics.coders import Parameters, coder_for
+from fewbits.numerics.coders import coder_for
 from fewbits.numerics.floats import Rounding, encode_float
 from fewbits.numerics.layout import Layout, RowBlock, block_size, layout_of
 from fewbits.numerics.levels import encode_levels, tensor_scale_of
+from fewbits.numerics.parameters import Parameters
 from fewbits.numerics.qtensor import QTensor
 from fewbits.numerics.qtype import QType, find
 from fewbits.numerics.rows import Rows

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from fewbits.errors import InputError
 from fewbits.numerics.checks import require_floating
-from fewbits.numerics.coders import Parameters
 from fewbits.numerics.layout import Layout, RowBlock, block_size, layout_of
+from fewbits.numerics.parameters import Parameters
 from fewbits.numerics.qtensor import QTensor
 from fewbits.numerics.qtype import QType
 

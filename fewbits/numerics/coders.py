@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
 from fewbits.errors import InputError
@@ -14,35 +13,10 @@ from fewbits.numerics.affine import CodeRange, code_range, encode_affine
 from fewbits.numerics.floats import stored_scale
 from fewbits.numerics.kmeans import learn
 from fewbits.numerics.levels import ScaleRule, encode_levels, least_error_rule, spanning_rule
+from fewbits.numerics.parameters import Parameters
 from fewbits.numerics.qtype import QType
 from fewbits.numerics.rows import Rows
 from fewbits.numerics.search import Search, find_search
-
-
-@dataclass(frozen=True, slots=True)
-class Parameters:
-    """What a QTensor keeps of rows: each (channels, groups, 1), the codebook (channels, groups, entries)."""
-
-    scale: Tensor | None = None
-    zero_point: Tensor | None = None
-    free_zero_point: Tensor | None = None
-    codebook: Tensor | None = None
-
-    @staticmethod
-    def joined(blocks: list[Parameters]) -> Parameters:
-        """The parameters of consecutive blocks of rows, flattened to (rows, 1) and (rows, entries)."""
-        books = [b.codebook for b in blocks if b.codebook is not None]
-        return Parameters(
-            _joined([b.scale for b in blocks]),
-            _joined([b.zero_point for b in blocks]),
-            _joined([b.free_zero_point for b in blocks]),
-            codebook.joined(books) if books else None,
-        )
-
-
-def _joined(blocks: list[Tensor | None]) -> Tensor | None:
-    present = [b.reshape(-1, 1) for b in blocks if b is not None]
-    return torch.cat(present) if present else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,14 +20,14 @@ from torch import Tensor
 from fewbits.errors import InputError
 from fewbits.numerics.checks import naming
 from fewbits.numerics.floats import decode_scale, encode_scale, scale_row
-from fewbits.numerics.layout import layout_of
+from fewbits.numerics.layout import Layout, layout_of
 from fewbits.numerics.packing import pack, unpack
 from fewbits.numerics.qtensor import QTensor
 from fewbits.numerics.qtype import QType, find
 
 _KEY = "fewbits.qtensors"
 _FLOATS = ("free_zero_point", "codebook", "tensor_scale")
-_PARTS = ("codes", "scale", "zero_point", *_FLOATS)
+PARTS = ("codes", "scale", "zero_point", *_FLOATS)
 
 
 def save(path: str | PathLike[str], tensors: Mapping[str, QTensor]) -> None:
@@ -35,10 +35,12 @@ def save(path: str | PathLike[str], tensors: Mapping[str, QTensor]) -> None:
 
     Raises InputError when the file cannot be written.
     """
-    described = {name: _description(q) for name, q in tensors.items()}
-    stored = {f"{name}.{part}": value for name, q in tensors.items() for part, value in _stored(q).items()}
+    descriptions = {name: description_of(q.qtype, q.layout) for name, q in tensors.items()}
+    stored = {
+        f"{name}.{part}": value for name, q in tensors.items() for part, value in stored_parts(q).items()
+    }
     try:
-        save_file(stored, path, {_KEY: json.dumps(described)})
+        save_file(stored, path, {_KEY: json.dumps(descriptions)})
     except (OSError, SafetensorError) as error:
         raise InputError(f"{path} cannot be written: {error}") from None
 
@@ -51,15 +53,15 @@ def load(path: str | PathLike[str]) -> dict[str, QTensor]:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            described = dict(json.loads((file.metadata() or {})[_KEY]))
+            descriptions = dict(json.loads((file.metadata() or {})[_KEY]))
             stored = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} is not a file of QTensors: {error}") from None
     try:
         loaded = {}
-        for name, description in described.items():
+        for name, description in descriptions.items():
             with naming(name):
-                parts = {part: stored.pop(f"{name}.{part}", None) for part in _PARTS}
+                parts = {part: stored.pop(f"{name}.{part}", None) for part in PARTS}
                 loaded[name] = _read(name, description, parts)
         if stored:
             raise InputError(f"it holds {', '.join(map(repr, stored))}, which its metadata does not describe")
@@ -68,16 +70,28 @@ def load(path: str | PathLike[str]) -> dict[str, QTensor]:
     return loaded
 
 
-def _description(q: QTensor) -> dict[str, object]:
+def description_of(row: QType, layout: Layout) -> dict[str, object]:
+    """What tells how to read the parts of a QTensor, as JSON values."""
     return {
-        "qtype": asdict(q.qtype),
-        "shape": list(q.shape),
-        "channel_axis": q.channel_axis,
-        "group_size": q.group_size,
+        "qtype": asdict(row),
+        "shape": list(layout.shape),
+        "channel_axis": layout.channel_axis,
+        "group_size": layout.group_size,
     }
 
 
-def _stored(q: QTensor) -> dict[str, Tensor]:
+def described(description: Mapping) -> tuple[QType, Layout]:
+    """The row and the layout that a description tells of; InputError where it is none or the row is another."""
+    try:
+        row = _same_row(description["qtype"])
+        shape = tuple(int(extent) for extent in description["shape"])
+        axis, group_size = description["channel_axis"], description["group_size"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"its description is not one that save writes: {error!r}") from None
+    return row, layout_of(shape, axis, group_size)
+
+
+def stored_parts(q: QTensor) -> dict[str, Tensor]:
     """The parts of a QTensor as a file holds them, on the CPU."""
     scale = q.scale
     if scale is not None and q.qtype.scale_type is not None:
@@ -88,28 +102,30 @@ def _stored(q: QTensor) -> dict[str, Tensor]:
     return {part: value.contiguous().cpu() for part, value in parts.items() if value is not None}
 
 
+def restored_parameters(row: QType, layout: Layout, parts: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
+    """The parameters of a QTensor from the parts of a file, by its own names."""
+    found = {part: parts.get(part) for part in ("scale", *_FLOATS)}
+    scale, zero_point = found["scale"], parts.get("zero_point")
+    if scale is not None and row.scale_type is not None:
+        narrow = _of_dtype(scale, scale_row(row).code_dtype)
+        found["scale"] = decode_scale(narrow, row, found["tensor_scale"])
+    if zero_point is not None:
+        found["zero_point"] = unpack(zero_point, row, layout.parameter_shape).int()
+    return {part: value for part, value in found.items() if value is not None}
+
+
 def _read(name: str, description: Mapping, parts: Mapping[str, Tensor | None]) -> QTensor:
-    try:
-        row = _same_row(description["qtype"])
-        shape = tuple(int(extent) for extent in description["shape"])
-        axis, group_size = description["channel_axis"], description["group_size"]
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"its description is not one that save writes: {error!r}") from None
-    layout = layout_of(shape, axis, group_size)
-    codes, scale, zero_point = parts["codes"], parts["scale"], parts["zero_point"]
+    row, layout = described(description)
+    codes = parts["codes"]
     if codes is None:
         raise InputError(f"it lacks '{name}.codes'")
-    if scale is not None and row.scale_type is not None:
-        scale = decode_scale(_of_dtype(scale, scale_row(row).code_dtype), row, parts["tensor_scale"])
     return QTensor(
-        codes=unpack(codes, row, shape),
+        codes=unpack(codes, row, layout.shape),
         qtype=row,
-        scale=scale,
-        zero_point=None if zero_point is None else unpack(zero_point, row, layout.parameter_shape).int(),
-        channel_axis=axis,
-        group_size=group_size,
+        channel_axis=layout.channel_axis,
+        group_size=layout.group_size,
         name=name,
-        **{part: parts[part] for part in _FLOATS},
+        **restored_parameters(row, layout, parts),
     )
 
 

@@ -103,13 +103,15 @@ def _unpack_block(packed: Tensor, row: QType, count: int) -> Tensor:
 # The word that holds the codes of one byte, one code in each of its bytes (the first in the lowest, as on
 # every host that torch runs on), and the shifts that fold its upper half onto its lower, down to one byte.
 _WORDS = {1: (torch.int64, (7, 14, 28)), 2: (torch.int32, (6, 12)), 4: (torch.int16, (4,))}
+# A code's bits set in each byte of a word.
+_MASKS = {bits: int.from_bytes(bytes([(1 << bits) - 1]) * (8 // bits), "little") for bits in _WORDS}
 
 
 def _pack_within_bytes(fields: Tensor, bits: int) -> Tensor:
     """1, 2 and 4 bits, from uint8: a word of bytes is folded into its lowest byte."""
     dtype, shifts = _WORDS[bits]
     missing = -fields.numel() % (8 // bits)
-    words = torch.nn.functional.pad(fields, (0, missing)).view(dtype) & _mask(bits)
+    words = torch.nn.functional.pad(fields, (0, missing)).view(dtype) & _MASKS[bits]
     for shift in shifts:
         words |= words >> shift
     return words.to(torch.uint8)
@@ -120,10 +122,5 @@ def _unpack_within_bytes(packed: Tensor, bits: int) -> Tensor:
     words = packed.to(dtype)
     for shift in reversed(shifts):
         words |= words << shift
-    words &= _mask(bits)
+    words &= _MASKS[bits]
     return words.view(torch.uint8)
-
-
-def _mask(bits: int) -> int:
-    """A code's bits set in each byte of a word."""
-    return int.from_bytes(bytes([(1 << bits) - 1]) * (8 // bits), "little")

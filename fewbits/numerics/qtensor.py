@@ -9,15 +9,15 @@ from torch import Tensor
 
 from fewbits.errors import InputError
 from fewbits.numerics.checks import naming
-from fewbits.numerics.codebook import lookup
+from fewbits.numerics.decoding import decode, decode_rows
 from fewbits.numerics.floats import scale_row
 from fewbits.numerics.invariants import check
-from fewbits.numerics.layout import Layout, RowBlock, block_size, layout_of
-from fewbits.numerics.levels import decode_levels
+from fewbits.numerics.layout import Layout, block_size, layout_of
 from fewbits.numerics.packing import pack_codes, packed_size
+from fewbits.numerics.parameters import Parameters
 from fewbits.numerics.qtype import QType
 
-_LARGEST = torch.finfo(torch.float32).max
+_PARAMETERS = ("scale", "zero_point", "free_zero_point", "codebook")
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,12 +105,7 @@ class QTensor:
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """The tensor the codes stand for, computed in float32 and given in ``dtype``."""
-        layout = self.layout
-        out = layout.empty_rows(dtype, self.codes.device)
-        codes = layout.split(self.codes)
-        for block in layout.blocks(block_size(self.codes)):
-            out[block] = self._values(codes[block], block[:2], layout)
-        return layout.join(out)
+        return decode(self.codes, self.qtype, self.layout, self._parameters, dtype)
 
     def error(self, x: Tensor) -> QuantizationError:
         """Compare with the tensor this came from; raises InputError when the shapes differ."""
@@ -119,10 +114,12 @@ class QTensor:
                 raise InputError(f"its shape is {tuple(self.shape)}; compared with {tuple(x.shape)}")
         layout = self.layout
         codes, rows = layout.split(self.codes), layout.split(x.detach())
+        parameters = self._parameters
         compared = []
         for block in layout.blocks(block_size(x)):
             reference = rows[block].float()
-            difference = self._values(codes[block], block[:2], layout).sub_(reference).abs_()
+            values = decode_rows(codes[block], self.qtype, parameters.at(block[:2]))
+            difference = values.sub_(reference).abs_()
             noise, signal = difference.double().square_().sum(), reference.double().square_().sum()
             compared.append((difference.sum(dtype=torch.float64), noise, signal, difference.amax().double()))
         sums = torch.stack([torch.stack(parts) for parts in compared])
@@ -132,19 +129,9 @@ class QTensor:
         count = x.numel()
         return QuantizationError(absolute / count, largest, noise / count, sqnr)
 
-    def _values(self, codes: Tensor, block: RowBlock, layout: Layout) -> Tensor:
-        """The float32 values of a block of codes (channels, groups, length)."""
-        if self.codebook is not None:
-            books = self.codebook.reshape(layout.channels, layout.groups, -1)
-            return lookup(codes, books[block])
-        if self.qtype.float_format is not None or self.qtype.levels is not None:
-            values = decode_levels(codes, self.qtype)
-            return values if self.scale is None else values.mul_(layout.spread(self.scale)[block])
-        values = codes.float()
-        zero = self.zero_point if self.free_zero_point is None else self.free_zero_point
-        if zero is not None:
-            values -= layout.spread(zero)[block]
-        if self.scale is not None:
-            values *= layout.spread(self.scale)[block]
-        # A rounded zero point lets one end of the widest ranges reach half a step beyond float32.
-        return values.clamp_(-_LARGEST, _LARGEST)
+    @property
+    def _parameters(self) -> Parameters:
+        given = {name: getattr(self, name) for name in _PARAMETERS}
+        return Parameters.spread(
+            self.layout, {name: part for name, part in given.items() if part is not None}
+        )

@@ -76,7 +76,7 @@ class LayerInfo:
         inputs: names of the activations it multiplies.
         output: name of its result.
         geometry: for a convolution whose padding is known in advance.
-        also: what ONNX calls the operator, where the source format has a word of its own: rules match both.
+        also: what ONNX calls the operator, where the source format has words of its own: rules match all.
     """
 
     name: str
@@ -88,7 +88,7 @@ class LayerInfo:
     inputs: tuple[str, ...]
     output: str
     geometry: ConvGeometry | None = None
-    also: str | None = None
+    also: tuple[str, ...] = ()
 
     @property
     def params(self) -> int:
@@ -109,8 +109,12 @@ class FloatOnly:
 class ModelInfo:
     """A model as planning sees it.
 
-    ``in_codes`` layers came quantized, stay as they are and are not listed. ``float_only`` operators stand in the way
-    of a file that computes on integers alone.
+    Attributes:
+        inputs, outputs: of the whole.
+        layers: what can be represented anew.
+        in_codes: how many layers came quantized; they stay as they are and are not listed.
+        float_only: operators that stand in the way of a file that computes on integers alone.
+        dynamic_kinds: of the layers that have kernels for activations which are quantized as they come.
     """
 
     inputs: tuple[TensorInfo, ...]
@@ -118,6 +122,7 @@ class ModelInfo:
     layers: tuple[LayerInfo, ...]
     in_codes: int = 0
     float_only: tuple[FloatOnly, ...] = ()
+    dynamic_kinds: tuple[LayerKind, ...] = ("linear",)
 
     def layer(self, name: str) -> LayerInfo:
         """The layer of that name; KeyError where there is none."""

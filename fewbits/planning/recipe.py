@@ -10,13 +10,16 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fewbits.errors import InputError
-from fewbits.planning.model_info import LayerInfo, ModelInfo
+from fewbits.planning.model_info import LayerInfo, LayerKind, ModelInfo
 from fewbits.planning.scheme import Per, RangeKind, Scheme
+
+STATIC_KINDS: tuple[LayerKind, ...] = ("conv", "linear", "matmul")
+"""Kinds of layers that have kernels for activations whose ranges are known in advance."""
 
 
 @dataclass(frozen=True)
 class Rule:
-    """Layers whose name is or matches a shell pattern, or whose operator is that word, get these schemes.
+    """Layers whose name is or matches a shell pattern, or whose operator or kind is that word, get these schemes.
 
     ``weights`` and ``activations`` both None keep the layer in float.
     """
@@ -26,9 +29,9 @@ class Rule:
     activations: Scheme | None = None
 
     def matches(self, layer: LayerInfo) -> bool:
-        """Whether the pattern is the layer's operator (or ONNX's word for it) or matches its name (case matters)."""
-        named = self.match in (layer.op, layer.also, layer.name)
-        return named or fnmatch.fnmatchcase(layer.name, self.match)
+        """Whether the pattern is the layer's name, operator (or ONNX's word for it) or kind, or fits its name."""
+        words = (layer.op, layer.kind, layer.name, *layer.also)
+        return self.match in words or fnmatch.fnmatchcase(layer.name, self.match)
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,7 @@ def assign(recipe: Recipe, info: ModelInfo) -> tuple[Assignment, ...]:
     assigned = []
     for layer in info.layers:
         rule = next((r for r in recipe.rules if r.matches(layer)), Rule(match=layer.name))
-        assigned.append(Assignment(layer, rule.weights, _usable(rule.activations, layer)))
+        assigned.append(Assignment(layer, rule.weights, _usable(rule.activations, layer, info)))
     _check_groups(recipe.name, assigned)
     _check_products(recipe.name, assigned)
     return tuple(assigned)
@@ -115,13 +118,12 @@ def fitted(recipe: Recipe, info: ModelInfo) -> Recipe:
     return replace(recipe, rules=tuple(kept))
 
 
-def _usable(activations: Scheme | None, layer: LayerInfo) -> Scheme | None:
+def _usable(activations: Scheme | None, layer: LayerInfo, info: ModelInfo) -> Scheme | None:
     """Activations are quantized where kernels multiply their codes; other layers get their weights in fewer bits."""
-    if activations is None or layer.kind not in (
-        ("linear",) if activations.dynamic else ("conv", "linear", "matmul")
-    ):
+    if activations is None:
         return None
-    return activations
+    kinds = info.dynamic_kinds if activations.dynamic else STATIC_KINDS
+    return activations if layer.kind in kinds else None
 
 
 def _nothing_matched(recipe: str, pattern: str, layers: Iterable[LayerInfo]) -> str:
@@ -278,8 +280,12 @@ WEIGHT_QTYPES = ("int8", "int4", "fp16", "bf16")
 ACTIVATION_QTYPES = ("uint8",)
 
 
-def read_recipe(name_or_path: str) -> ResolvedRecipe:
+def read_recipe(name_or_path: str, weights: Sequence[str] = WEIGHT_QTYPES) -> ResolvedRecipe:
     """A preset by name, or a recipe from a TOML file.
+
+    Args:
+        name_or_path: of either.
+        weights: formats that a file may give weights.
 
     Raises:
         InputError: no preset of that name and no such file; TOML that does not parse; unknown keys or formats.
@@ -307,7 +313,7 @@ def read_recipe(name_or_path: str) -> ResolvedRecipe:
     rules = tuple(
         Rule(
             rule.match,
-            _scheme(path, rule.match, rule.weights, WEIGHT_QTYPES),
+            _scheme(path, rule.match, rule.weights, weights),
             _scheme(path, rule.match, rule.activations, ACTIVATION_QTYPES),
         )
         for rule in parsed.rules
@@ -325,7 +331,7 @@ def read_recipe(name_or_path: str) -> ResolvedRecipe:
     return ResolvedRecipe(recipe, parsed.engine, parsed.precision, parsed.placement, parsed.seed)
 
 
-def _scheme(path: Path, match: str, parsed: _SchemeFile | None, allowed: tuple[str, ...]) -> Scheme | None:
+def _scheme(path: Path, match: str, parsed: _SchemeFile | None, allowed: Sequence[str]) -> Scheme | None:
     if parsed is None:
         return None
     if parsed.qtype not in allowed:

@@ -123,7 +123,7 @@ def _layer(operator: Operator, graph: Graph, kind: Kind, weight: Tensor, bias: T
         inputs=(activation.name,),
         output=graph.tensors[operator.outputs[0]].name,
         geometry=_geometry(operator, activation, shape),
-        also=kind.word,
+        also=(kind.word,),
     )
 
 

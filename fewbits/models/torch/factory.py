@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fewbits.errors import InputError
+from fewbits.keys import check_keys
 from fewbits.named import SPEC, describe, named
 
 if TYPE_CHECKING:
     from torch import nn
-
-SHOWN_KEYS = 3
 
 
 def make(spec: str) -> nn.Module:
@@ -68,30 +67,7 @@ def with_weights(path: Path, arch: str | Callable[[], Any] | None) -> nn.Module:
         raise InputError(f"{path}: not a readable .safetensors file ({error})") from error
     wanted: Mapping[str, torch.Tensor] = module.state_dict()
     name = arch if isinstance(arch, str) else type(module).__name__
-    _check_keys(path, name, wanted, stored)
+    check_keys(path, name, wanted, stored)
     with torch.no_grad():
         module.load_state_dict(stored, strict=False)
     return module
-
-
-def _check_keys(path: Path, arch: str, wanted: Mapping[str, Any], stored: Mapping[str, Any]) -> None:
-    """Names and shapes are the same; of names for one tensor (tied weights) a file may hold one."""
-    tied = {wanted[name].data_ptr() for name in stored if name in wanted and wanted[name].numel()}
-    missing = [name for name, value in wanted.items() if name not in stored and value.data_ptr() not in tied]
-    unknown = [name for name in stored if name not in wanted]
-    differing = [
-        f"{name} is {list(stored[name].shape)} in the file and {list(wanted[name].shape)} in the model"
-        for name in stored
-        if name in wanted and stored[name].shape != wanted[name].shape
-    ]
-    wrong = [
-        f"{what}: {', '.join(names[:SHOWN_KEYS])}{f' and {more} more' if (more := len(names) - SHOWN_KEYS) > 0 else ''}"
-        for what, names in (
-            ("missing in the file", missing),
-            ("not in the model", unknown),
-            ("shapes differ", differing),
-        )
-        if names
-    ]
-    if wrong:
-        raise InputError(f"{path}: its weights are not those of {arch}; {'; '.join(wrong)}")

@@ -1,0 +1,38 @@
+"""A weight rounded as a scheme says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from fewbits.numerics import QTensor, cast, find, quantize
+from fewbits.planning.scheme import Scheme
+
+
+def round_weight(values: Tensor, scheme: Scheme, channel_axis: int, name: str, **codes: Any) -> QTensor:
+    """Codes of a weight, float of any shape, one scale for the tensor, for each channel or each group of it.
+
+    Args:
+        values: the weight.
+        scheme: how it is represented; narrow floats without a scale are cast.
+        channel_axis: what a channel is.
+        name: of the weight, for messages.
+        codes: ``qmin`` and ``qmax``, where not all codes of the format may be used.
+
+    Raises:
+        InputError: NaN or infinity in it; a group size that does not divide; a setting that the format has not.
+    """
+    if scheme.is_float:
+        return cast(values, scheme.qtype, name=name)
+    integers = find(scheme.qtype).kind == "int"
+    return quantize(
+        values,
+        scheme.qtype,
+        channel_axis=None if scheme.per == "tensor" else channel_axis,
+        group_size=scheme.group_size,
+        symmetric=scheme.symmetric if integers else None,
+        search="mse" if scheme.range == "mse" else "minmax",
+        name=name,
+        **codes,
+    )

@@ -1,0 +1,103 @@
+"""A module's weights replaced by codes, as a recipe says."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from fewbits.errors import InputError
+from fewbits.methods.rounding import round_weight
+from fewbits.modules.products import DynamicProducts, Products
+from fewbits.modules.survey import Place, Survey, survey
+from fewbits.modules.weight import CodedWeight
+from fewbits.planning.model_info import WeightInfo
+from fewbits.planning.recipe import Assignment, Recipe, assign
+from fewbits.planning.scheme import Scheme
+
+SHOWN = 3  # names of layers left in float for one reason
+LEFT = "fewbits_left_in_float"  # a module's attribute: the names of what stays in float, and why
+
+
+def converted(module: nn.Module, recipe: Recipe) -> nn.Module:
+    """A copy of a module whose weights are codes; what is not quantized is copied, the original left alone.
+
+    Raises:
+        InputError: a module that cannot be quantized (see :func:`fewbits.modules.survey.survey`), a recipe that does
+            not fit it, or NaN or infinity in a weight.
+    """
+    found = survey(module)
+    if not found.info.layers and found.left:
+        raise InputError(f"the module has nothing to quantize: {_why(found.left)}")
+    assigned = assign(recipe, found.info)
+    left = dict(found.left)
+    coded: dict[str, CodedWeight] = {}
+    with torch.no_grad():
+        for a in assigned:
+            if a.weights is None:
+                left[a.layer.name] = "the recipe keeps it in float"
+                continue
+            for weight in a.layer.weights:
+                if weight.name not in coded and (made := _coded(module, weight, a, assigned)) is not None:
+                    coded[weight.name] = made
+                elif weight.name not in coded:
+                    left[weight.name] = "too small to gain anything"
+    if not coded:
+        raise InputError(f"recipe {recipe.name!r} leaves every layer of the module in float: {_why(left)}")
+    result = _copied(module, found, coded)
+    setattr(result, LEFT, left)
+    return result
+
+
+def _coded(
+    module: nn.Module, weight: WeightInfo, a: Assignment, assigned: tuple[Assignment, ...]
+) -> CodedWeight | None:
+    """A weight as its layer's scheme has it; None where that is no smaller."""
+    assert a.weights is not None
+    values = module.get_parameter(weight.name).detach()
+    q = round_weight(values, a.weights, weight.channel_axis, weight.name)
+    if q.nbytes >= values.nbytes:
+        return None
+    readers = [other for other in assigned if any(w.name == weight.name for w in other.layer.weights)]
+    activations = next((other.activations for other in readers if other.activations is not None), None)
+    return CodedWeight.of(q, values.dtype, products_for(activations))
+
+
+def products_for(activations: Scheme | None) -> Products | None:
+    """How a weight is multiplied with such activations."""
+    if activations is None:
+        return None
+    return DynamicProducts()
+
+
+def _copied(module: nn.Module, found: Survey, coded: Mapping[str, CodedWeight]) -> nn.Module:
+    """A copy with codes in all places of each coded weight; the float weights they were made from are not copied."""
+    floats = [module.get_parameter(name) for name in coded]
+    shared: dict[int, Any] = {id(parameter): parameter for parameter in floats}
+    result = copy.deepcopy(module, shared)
+    for name, weight in coded.items():
+        for place in found.places[name]:
+            put(result, place, weight)
+    return result
+
+
+def put(module: nn.Module, place: Place, weight: CodedWeight) -> None:
+    """Let codes stand where a parameter stood."""
+    owner = module.get_submodule(place.owner)
+    del owner._parameters[place.attribute]
+    owner._modules[place.attribute] = weight
+    refresh(owner)
+
+
+def refresh(layer: nn.Module) -> None:
+    """Tell a layer that its weights are others now; recurrent ones keep a list of theirs."""
+    if isinstance(layer, nn.RNNBase):
+        layer._init_flat_weights()
+
+
+def _why(left: Mapping[str, str]) -> str:
+    reasons = {why: [name for name in left if left[name] == why] for why in left.values()}
+    return "; ".join(f"{', '.join(names[:SHOWN])}: {why}" for why, names in reasons.items())

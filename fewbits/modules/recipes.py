@@ -1,0 +1,44 @@
+"""Recipes by name: the presets, and any format of weights of linear layers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from fewbits.errors import InputError
+from fewbits.numerics import find
+from fewbits.numerics.qtype import table
+from fewbits.planning.recipe import INT8_CHANNEL, PRESETS, Recipe, Rule, read_recipe
+from fewbits.planning.scheme import Scheme
+
+NAME = re.compile(r"w(?:(?P<bits>[2-7])|_(?P<qtype>[a-z]\w*?))(?:_g(?P<group>\d+))?")
+PATTERN = "w3_g64, w2_g32, w_nf4_g64, w_codebook4, w_ternary, w_binary, w_fp8_e4m3fn, ..."
+
+
+def recipe_for(recipe: str | Recipe, exclude: Sequence[str] = ()) -> Recipe:
+    """The recipe that is meant, with layers that match ``exclude`` kept in float.
+
+    Args:
+        recipe: a recipe; a preset; the path of a ``.toml``; or ``w<bits>`` or ``w_<format>``, with ``_g<size>`` for
+            groups: weights of linear layers in that row of the format table, the rest in 8 bits.
+        exclude: patterns of layer names or operators.
+
+    Raises:
+        InputError: none of these.
+    """
+    if not isinstance(recipe, Recipe):
+        recipe = _named(recipe)
+    return recipe.excluding(exclude) if exclude else recipe
+
+
+def _named(name: str) -> Recipe:
+    if name in PRESETS or name.endswith(".toml"):
+        return read_recipe(name, tuple(row.name for row in table())).recipe
+    match = NAME.fullmatch(name)
+    if match is None:
+        raise InputError(f"recipe {name!r}: known are {', '.join(PRESETS)}, a .toml file, and {PATTERN}")
+    row = find(match["qtype"] or f"int{match['bits']}")
+    group = row.group_size or (int(match["group"]) if match["group"] else None)
+    linear = Scheme(row.name, "channel" if group is None else "group", group, range="mse")
+    rules = (Rule("linear", linear), Rule("*", INT8_CHANNEL))
+    return Recipe(name, rules, f"weights of linear layers as {linear}; the rest in 8 bits; no data needed")
