@@ -33,6 +33,17 @@ OUTLIERS = Tiny(
 )
 """Two channels so large that they are smoothed; square weights, which look right when they are turned over."""
 
+TWICE = Tiny(
+    """g (float[N, 32] x) => (float[N, 32] y) {
+        a = Gemm <transB = 1> (x, w, b)
+        r = Relu (a)
+        y = Gemm <transB = 1> (r, w, b)
+    }""",
+    {"w": (32, 32), "b": (32,)},
+    {"x": ((32,), None)},
+)
+"""A weight with two readers is not turned while folding."""
+
 CASES = {
     "convolutions w8": (CONV_BN, "w8"),
     "convolutions w8a8": (CONV_BN, "w8a8"),
@@ -41,6 +52,7 @@ CASES = {
     "linear bf16": (MATMUL_ADD, "bf16"),
     "linear w8 with zero points": (MATMUL_ADD, ASYMMETRIC),
     "linear w8a8_dynamic": (GEMM, "w8a8_dynamic"),
+    "twice the same, w8a8_dynamic": (TWICE, "w8a8_dynamic"),
     "smoothed w8a8": (OUTLIERS, "w8a8"),
     "smoothed w8": (OUTLIERS, "w8"),
     "embedding w8": (EMBEDDING, "w8"),

@@ -15,7 +15,7 @@ from fewbits.numerics.codebook import Nearest
 from fewbits.numerics.floats import decode_float, encode_float, format_of, scale_row, stored_scale
 from fewbits.numerics.qtype import QType
 from fewbits.numerics.rows import Points, Rows
-from fewbits.numerics.steps import best_step, better, misfit
+from fewbits.numerics.steps import best_step, better, misfit, times
 
 
 def encode_levels(values: Tensor, row: QType) -> Tensor:
@@ -69,10 +69,10 @@ def least_error_rule(row: QType, tensor_scale: Tensor | None) -> ScaleRule:
         points = Points(rows.points.values / scale, rows.points.weights)
         if row.scale_type is None:
             step = best_step(points, nearest, _COARSE, _FINE, refinements=2)
-            return (scale * step).clamp_(min=SMALLEST_SCALE)
+            return times(scale, step, _reach(row))
         best = (-misfit(points, torch.ones_like(scale), nearest), scale)
         for factor in factors:
-            candidate = _stored(spanning * factor, row, tensor_scale)
+            candidate = _stored(times(spanning, factor, _reach(row)), row, tensor_scale)
             best = better(best, (-misfit(points, candidate / scale, nearest), candidate))
         return best[1]
 
@@ -82,8 +82,13 @@ def least_error_rule(row: QType, tensor_scale: Tensor | None) -> ScaleRule:
 def _spanning(rows: Rows, row: QType) -> Tensor:
     low, high = rows.ends
     bottom, top = reach(row)
-    scale = torch.maximum(high / top, low / bottom).clamp(max=LARGEST_VALUE / max(top, -bottom, 1.0))
+    scale = torch.maximum(high / top, low / bottom).clamp(max=LARGEST_VALUE / _reach(row))
     return nonzero(scale, low.clamp(max=0), high.clamp(min=0))
+
+
+def _reach(row: QType) -> float:
+    bottom, top = reach(row)
+    return max(top, -bottom, 1.0)
 
 
 def _stored(scale: Tensor, row: QType, tensor_scale: Tensor | None) -> Tensor:

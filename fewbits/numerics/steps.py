@@ -12,6 +12,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from fewbits.numerics.affine import LARGEST_VALUE, SMALLEST_SCALE
 from fewbits.numerics.rows import Points
 
 NearestLevel = Callable[[Tensor], Tensor]  # of values in steps, as a new tensor of the same shape
@@ -29,6 +30,12 @@ def misfit(points: Points, step: Tensor, nearest: NearestLevel) -> Tensor:
     """The squared error of each row at a step, (channels, groups, 1)."""
     error = nearest(points.values / step).mul_(step).sub_(points.values)
     return points.total(error.square_())
+
+
+def times(scale: Tensor, step: Tensor | float, reach: float) -> Tensor:
+    """The scale times the step found for it; where a level as large as ``reach`` would then overflow, the scale."""
+    found = scale * step
+    return torch.where(found * reach <= LARGEST_VALUE, found, scale).clamp_(min=SMALLEST_SCALE)
 
 
 def best_step(

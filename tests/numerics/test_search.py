@@ -160,3 +160,13 @@ def test_entropy_is_the_least_divergence():
     by_hand = [divergence(x.double().numpy(), t, 127) for t in candidates]
     assert divergence(x.double().numpy(), found, 127) <= min(by_hand) * 1.02 + 1e-6
     assert found < 10
+
+
+@pytest.mark.parametrize("qtype", ["nf4", "fp4_e2m1", "int4", "int8", "mxfp4"])
+def test_a_scale_that_is_found_does_not_overflow(qtype):
+    """One value near the largest float: a step with which an inner level meets it exactly would be infinite."""
+    for value in (2.38e38, -2.38e38, 3.4e38, -3.4e38):
+        x = torch.zeros(1, 32)
+        x[0, 5] = value
+        words = {} if qtype == "mxfp4" else {"channel_axis": 0}
+        assert torch.isfinite(quantize(x, qtype, search="mse", **words).dequantize()).all()

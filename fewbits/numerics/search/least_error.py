@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fewbits.numerics.affine import SMALLEST_SCALE, CodeRange, Grid, level_bounds, span, spanning
 from fewbits.numerics.rows import Points, Rows
-from fewbits.numerics.steps import best_step, better
+from fewbits.numerics.steps import best_step, better, times
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class MeanSquare:
             return values.round_().clamp_(*bounds)
 
         step = best_step(points, nearest, self.coarse, self.fine, self.refinements)
-        return Grid((start.scale * step).clamp_(min=SMALLEST_SCALE), start.zero_point)
+        return Grid(times(start.scale, step, codes.steps), start.zero_point)
 
 
 @dataclass(frozen=True, slots=True)
