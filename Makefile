@@ -2,13 +2,16 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check bench bench-numerics bench-capabilities clean
+.PHONY: demo test test-keras check bench bench-numerics bench-capabilities clean
 
 demo: $(VENV)/installed
 	$(BIN)/fewbits demo
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest
+
+test-keras: $(VENV)/installed-keras
+	$(BIN)/python -m pytest tests/test_from_keras.py tests/models/test_keras_archive.py
 
 check: $(VENV)/installed
 	$(BIN)/ruff format --check .
@@ -34,6 +37,10 @@ $(VENV)/installed: requirements.lock pyproject.toml
 
 $(VENV)/installed-bench: $(VENV)/installed requirements-bench.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-bench.lock
+	touch $@
+
+$(VENV)/installed-keras: $(VENV)/installed requirements-keras.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-keras.lock
 	touch $@
 
 clean:

@@ -48,8 +48,8 @@ def compress(
     model: Annotated[
         str,
         typer.Argument(
-            help="An .onnx file; module:factory, a Python callable that returns an nn.Module; or a .safetensors "
-            "with --arch.",
+            help="An .onnx, .tflite or .keras file; module:factory, a Python callable that returns an nn.Module; or a "
+            ".safetensors with --arch.",
             show_default=False,
         ),
     ],
@@ -65,7 +65,10 @@ def compress(
     recipe: Annotated[
         str, typer.Option(help="auto, a preset (see fewbits recipes), or a .toml file.")
     ] = "auto",
-    engine: Annotated[str, typer.Option(help="auto, onnxruntime or openvino.")] = "auto",
+    engine: Annotated[str, typer.Option(help="auto, onnxruntime, openvino or litert.")] = "auto",
+    format: Annotated[
+        str, typer.Option(help="Of the files to write: auto, onnx, or tflite (from Keras).")
+    ] = "auto",
     max_drop: Annotated[str, typer.Option(help="Largest loss: 1% of the score, or 0.5 in its unit.")] = "1%",
     max_size: Annotated[str | None, typer.Option(help="Largest file: 25% of the original, or 20MB.")] = None,
     min_speedup: Annotated[float | None, typer.Option(help="Smallest speedup over float32.", min=0)] = None,
@@ -88,6 +91,7 @@ def compress(
             model,
             data,
             arch=arch,
+            format=format,
             eval=evaluate,
             batch_axis=axes(batch_axis or (), "--batch-axis"),
             state=pairs(state or (), "--state", "OUTPUT=INPUT, such as stateN=state"),

@@ -18,7 +18,7 @@ from fewbits.choose import PREFERENCES, Choice, Limits, Measured, Prefer, choose
 from fewbits.decide import decide
 from fewbits.describe import describe
 from fewbits.engines.cpu import Cpu, cpu
-from fewbits.engines.engine import Engine, EngineSettings, engines_for, get, written_for, yardstick
+from fewbits.engines.engine import FORMATS, Engine, EngineSettings, engines_for, get, reads, yardstick
 from fewbits.errors import EngineError, InputError
 from fewbits.fallback import Attempt, Fallback, fall_back, losing
 from fewbits.feeding import PLAIN, Feeding, Feeds
@@ -30,12 +30,13 @@ from fewbits.measure.quality import MetricName, Reference, score
 from fewbits.measure.size import artifact_bytes
 from fewbits.models.model import Model, open_model
 from fewbits.observe import observe
+from fewbits.origin import Origin
 from fewbits.planning.plan import Placement
 from fewbits.planning.recipe import Recipe, ResolvedRecipe, assign
 from fewbits.planning.stats import Stats
 from fewbits.samples import Samples, open_samples, synthetic
 from fewbits.sensitivity import sensitivity
-from fewbits.source import Arch, Origin, open_source
+from fewbits.source import Arch, open_source
 from fewbits.threads import one_torch_thread
 from fewbits.verify import Checker
 
@@ -140,6 +141,7 @@ def compress(
     data: Any = None,
     *,
     arch: Arch | None = None,
+    format: str = "auto",
     eval: Any = None,
     evaluate: Evaluate | None = None,
     batch_axis: Mapping[str, int] | None = None,
@@ -159,9 +161,12 @@ def compress(
     """Hand back the same model in fewer bits, with proof: measured in the runtime that will run it.
 
     Args:
-        model: path of an ``.onnx`` file; or a module, which is exported to one first: an ``nn.Module``,
-            ``module:factory`` (what to import and call), or the path of a ``.safetensors`` with ``arch``.
+        model: path of an ``.onnx`` or ``.tflite`` file; or what is exported to one first: a Keras model or the path of
+            a ``.keras`` file; an ``nn.Module``, ``module:factory`` (what to import and call), or the path of a
+            ``.safetensors`` with ``arch``.
         arch: what makes the module that a ``.safetensors`` has the weights of: ``module:factory``, or a callable.
+        format: of the files to write: ``onnx``, ``tflite``, or ``auto``: that of the file given; ``tflite`` for a Keras
+            model, ``onnx`` for a module; or what ``engine`` runs.
         data: calibration samples: an ``.npz``, arrays, or batches (see :func:`fewbits.samples.open_samples`).
         eval: samples to score with, with ``labels`` where the score is top-1; else a part of ``data`` is kept for it.
         evaluate: gives a score, higher is better, for a callable model; takes the place of the built-in metric.
@@ -188,14 +193,15 @@ def compress(
         VerificationError: a written file does not hold what was planned; nothing is handed over.
     """
     asked = Asked(max_drop, max_size, min_speedup, prefer)
-    _check(asked, engine, threads, seed)
+    _check(asked, engine, format, threads, seed)
     feeding = Feeding(dict(batch_axis or {}), dict(state or {}))
     if out is not None:
         check_place(Path(out))
     recipes = resolve(recipe, exclude)
     with tempfile.TemporaryDirectory(prefix="fewbits-") as scratch:
         start = time.perf_counter()
-        path, origin = open_source(model, arch, data, eval, Path(scratch), progress, feeding)
+        to = _format(format, engine)
+        path, origin = open_source(model, arch, data, eval, Path(scratch), progress, feeding, to)
         exporting = time.perf_counter() - start
         run = _begin(
             path, data, eval, evaluate, engine, threads, seed, Path(scratch), progress, origin, feeding
@@ -228,7 +234,7 @@ def compress(
         return Result(report, place)
 
 
-def _check(asked: Asked, engine: str, threads: int | None, seed: int) -> None:
+def _check(asked: Asked, engine: str, format: str, threads: int | None, seed: int) -> None:
     """Refuse arguments that no model could make right, before anything takes time."""
     if asked.prefer not in PREFERENCES:
         raise InputError(f"prefer is {asked.prefer!r}; allowed are {', '.join(PREFERENCES)}")
@@ -236,12 +242,21 @@ def _check(asked: Asked, engine: str, threads: int | None, seed: int) -> None:
         raise InputError(f"min_speedup is {asked.min_speedup}; give a number such as 1.5")
     parse_drop(asked.max_drop, 100.0)
     parse_size(asked.max_size, 1)
-    if engine != "auto":
-        written_for(engine)
+    if format not in ("auto", *FORMATS):
+        raise InputError(f"format is {format!r}; allowed are auto, {', '.join(FORMATS)}")
+    if engine != "auto" and format not in ("auto", reads(engine)):
+        raise InputError(
+            f"engine {engine!r} runs .{reads(engine)} files, and format is {format!r}; leave one out"
+        )
     if threads is not None and threads < 1:
         raise InputError(f"threads is {threads}; give 1 or more")
     if seed < 0:
         raise InputError(f"seed is {seed}; give 0 or more")
+
+
+def _format(format: str, engine: str) -> str:
+    """What was asked for, in so many words or by the engine; ``auto`` where it was not."""
+    return reads(engine) if format == "auto" != engine else format
 
 
 def _begin(
@@ -366,7 +381,7 @@ def _candidates(
     precisions = {name: engine.precisions(run.cpu) for name, engine in run.engines.items()}
     original = Written(run.model.path, None, None, run.model.bytes_by_dtype())
     tried = candidates(original, written, run.engines, precisions, run.threads)
-    if (origin := run.origin) is not None:
+    if (origin := run.origin) is not None and origin.program is not None:
         offered = get(origin.framework).precisions(run.cpu)
         tried += in_framework(origin.program, origin.framework, offered, run.threads)
     pinned = recipes[0].precision if len(recipes) == 1 else None

@@ -23,13 +23,13 @@ from fewbits.handover import REPORT
 from fewbits.measure.latency import Ratio
 from fewbits.measure.quality import MetricName
 from fewbits.measure.size import artifact_bytes, artifact_files
+from fewbits.origin import Origin
 from fewbits.planning.plan import LayerPlan, Plan, WeightPlan
 from fewbits.planning.recipe import Recipe, ResolvedRecipe, Rule, write_recipe
 from fewbits.planning.target import WeightForm
 from fewbits.report import record as r
 from fewbits.report.histogram import histogram
 from fewbits.report.html import render
-from fewbits.source import Origin
 
 if TYPE_CHECKING:
     from fewbits.compress import Asked, Run
@@ -87,7 +87,9 @@ def describe(
             opset=run.model.opset,
             batch_axis=dict(run.feeding.batch_axis),
             state=dict(run.feeding.state),
-            structure=None if run.origin is None else run.origin.structure.to_json(),
+            structure=None
+            if run.origin is None or run.origin.structure is None
+            else run.origin.structure.to_json(),
         ),
         metric=r.Metric(
             name=metric if run.evaluate is None else "evaluate",
@@ -405,7 +407,7 @@ def _verdict(saved: Outcome | None, figures: Figures, choice: Choice, origin: Or
         return f"No candidate meets the limits; the best so far is {name}: {'; '.join(choice.failed[name])}."
     if saved.candidate.is_original:
         where = f"{saved.candidate.settings.engine} at {saved.candidate.settings.precision}"
-        what = "original file" if origin is None else f"original, exported from {origin.framework} to ONNX,"
+        what = "original file" if origin is None else f"original, exported from {origin.framework},"
         return f"Do not quantize: run the {what} in {where}{times}{lost}."
     share = artifact_bytes(saved.candidate.file.path) / artifact_bytes(figures.reference.candidate.file.path)
     return f"Take {name}: {share:.0%} of the bytes{times}{lost}."
@@ -429,7 +431,7 @@ def _machine(run: Run) -> r.Machine:
     import psutil
 
     engines = dict(run.engines)
-    if run.origin is not None:
+    if run.origin is not None and run.origin.program is not None:
         engines[run.origin.framework] = get(run.origin.framework)
     return r.Machine(
         cpu=run.cpu.name,

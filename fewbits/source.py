@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fewbits.distance import distance
 from fewbits.engines.cpu import cpu
 from fewbits.engines.engine import EngineSettings, Session, available
 from fewbits.errors import EngineError, InputError, VerificationError
 from fewbits.feeding import PLAIN, Feeding
+from fewbits.from_keras import from_keras, is_keras
 from fewbits.named import describe, is_named
+from fewbits.origin import Origin
 from fewbits.planning.model_info import TensorInfo
 from fewbits.samples import Feeds, Samples, open_samples, peek
 from fewbits.threads import one_torch_thread
@@ -29,26 +31,6 @@ Arch = str | Callable[[], Any]
 EXAMPLE_SIZES = (3, 2, 1)  # of a batch, tried in turn: with one sample an exporter takes the axis for fixed
 LARGEST_EXAMPLE = 256  # a batch as it comes is tried too where it has no more samples
 COMPARED_SAMPLES = 8
-SAME = 1e-3  # relative distance (60 dB) of two ways to compute the same in float32
-
-
-@dataclass(frozen=True)
-class Origin:
-    """Where a file was exported from.
-
-    Attributes:
-        name: of the module, as the user knows it.
-        framework: the engine that runs ``program``.
-        program: the module as its framework's own file.
-        structure: how its outputs are nested.
-        notes: for the report.
-    """
-
-    name: str
-    framework: str
-    program: Path
-    structure: Structure
-    notes: tuple[str, ...]
 
 
 def open_source(
@@ -59,31 +41,45 @@ def open_source(
     folder: Path,
     progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
     feeding: Feeding = PLAIN,
+    to: str = "auto",
 ) -> tuple[Path, Origin | None]:
-    """The path of the ONNX file to compress; a module is exported into ``folder`` and compared with the file.
+    """The path of the file to compress; what is none is exported into ``folder`` and compared with the file.
 
     Args:
-        model: a path, ``module:factory``, or an ``nn.Module``.
+        model: a path, ``module:factory``, an ``nn.Module``, or a Keras model.
         arch: what makes the module that the weights of a ``.safetensors`` are for.
         data, eval: the samples of :func:`fewbits.compress.compress`, the first of which are the example.
         folder: for the files.
         progress: told that a module is being exported.
         feeding: for files only.
+        to: the format of the file: ``onnx``, ``tflite``, or ``auto`` for the model's own.
 
     Raises:
-        InputError: no such module, one that cannot be exported, or nothing to run it on.
+        InputError: a format that the model cannot have; no such module, one that cannot be exported, or nothing to run
+            it on.
         VerificationError: the exported file does not compute what the module does.
     """
+    if is_keras(model):
+        progress("export", 0, 0)
+        return from_keras(model, "onnx" if to == "onnx" else "tflite", folder)
     name, module = _module(model, arch)
     if module is None:
-        return Path(model), None
-    progress("export", 0, 0)
+        path = Path(model)
+        if to != "auto" and path.suffix in (".onnx", ".tflite") and path.suffix != f".{to}":
+            raise InputError(
+                f"{path}: files are not converted to .{to}; give the model that it was made from, or an engine that "
+                f"runs {path.suffix}"
+            )
+        return path, None
     what = str(model) if isinstance(model, (str, Path)) else name
     if feeding.state or feeding.batch_axis:
         raise InputError(
             f"{what}: state and batch axes are for models in files; export the module (torch.onnx.export(..., "
             "dynamo=True)), and give the .onnx file"
         )
+    if to == "tflite":
+        raise InputError(f"{what}: a PyTorch module is exported to onnx only; leave the format out")
+    progress("export", 0, 0)
     with one_torch_thread():
         return _exported(module, name, what, data, eval, folder)
 
@@ -103,7 +99,7 @@ def _module(model: Any, arch: Arch | None) -> tuple[str, nn.Module | None]:
 
     if not isinstance(model, torch.nn.Module):
         raise InputError(
-            f"model is a {type(model).__name__}; give an nn.Module, or the path of an .onnx file"
+            f"model is a {type(model).__name__}; give an nn.Module, a Keras model, or the path of a file"
         )
     if arch is not None:
         raise InputError("arch names the model for a .safetensors file; a module has its weights already")
@@ -243,7 +239,7 @@ def _difference(
         except Exception as error:
             return f"{what}: exported to ONNX, it cannot run {_count(feeds)} samples: {error}"
         for name, tensor in expected.items():
-            far = _distance(tensor.numpy(), got[name])
+            far = distance(tensor.numpy(), got[name])
             if far is not None:
                 return (
                     f"{what}: output {name!r} of the exported file is not the module's, for {_count(feeds)} samples: "
@@ -261,25 +257,6 @@ def _session(what: str, path: Path) -> Session:
         except EngineError as error:
             errors.append(str(error))
     raise InputError(f"{what}: no engine can read the exported file: {'; '.join(errors)}")
-
-
-def _distance(expected: np.ndarray, got: np.ndarray) -> str | None:
-    """How far two outputs are from each other, in words; None where they are the same but for rounding."""
-    if expected.shape != got.shape:
-        return f"its shape is {list(got.shape)}, and not {list(expected.shape)}"
-    if expected.dtype.kind != "f":
-        differ = int((expected != got).sum())
-        return f"{differ} of {expected.size} values differ" if differ else None
-    a, b = expected.astype(np.float64), got.astype(np.float64)
-    differ = ~((a == b) | (np.isnan(a) & np.isnan(b)))
-    if not np.isfinite(a[differ]).all() or not np.isfinite(b[differ]).all():
-        return "NaN or infinite in one of the two"
-    length = float(np.linalg.norm(a[np.isfinite(a)]))
-    distance = float(np.linalg.norm(b[differ] - a[differ]))
-    if distance <= SAME * max(length, 1e-6):
-        return None
-    largest = float(np.abs(b[differ] - a[differ]).max())
-    return f"relative distance {distance / max(length, 1e-30):.2g}, largest difference {largest:.2g}"
 
 
 def _part(feeds: Mapping[str, np.ndarray], start: int, stop: int | None) -> Feeds:

@@ -41,6 +41,9 @@ _MODULES = {
 }
 _YARDSTICKS = {"onnx": "onnxruntime", "tflite": "litert"}
 """What runs files of a format as they are written: to observe the original, and to hold other results against."""
+
+FORMATS = tuple(_YARDSTICKS)
+"""Of files that are written."""
 _FRAMEWORKS = {"pytorch": "fewbits.engines.torch_engine"}
 """What models come from: they run the original, to tell speedups against, and nothing is written for them."""
 
@@ -133,6 +136,11 @@ def available(format: str = "onnx") -> dict[str, Engine]:
         if known.format == format and importlib.util.find_spec(known.library) is not None:
             found[name] = cast(Engine, importlib.import_module(known.module).ENGINE)
     return found
+
+
+def reads(engine: str) -> str:
+    """The format of the files that an engine runs. InputError as in `get`."""
+    return _MODULES[written_for(engine).name].format
 
 
 def installed() -> dict[str, Engine]:

@@ -111,7 +111,8 @@ def open_model(path: Path) -> Model:
         refuse_pickle(path)
     if not path.exists():
         raise InputError(
-            f"{path}: no such file; MODEL is an .onnx or .tflite file, a .safetensors with --arch, or module:factory"
+            f"{path}: no such file; MODEL is an .onnx, .tflite or .keras file, a .safetensors with --arch, or "
+            "module:factory"
         )
     raise InputError(
         f"{path}: not an .onnx file; export the model to ONNX (torch.onnx.export(..., dynamo=True))"
