@@ -191,13 +191,17 @@ def branching(blocks: int = 4, channels: int = 64) -> Net:
     return Net(_graph((3, 28, 28), (channels,), lines), weights, (3, 28, 28))
 
 
-def perceptron(layers: int = 3, width: int = 1024) -> Net:
-    """Linear layers for samples of one axis, as PyTorch exports them."""
+def perceptron(layers: int = 4, width: int = 1024) -> Net:
+    """Linear layers for samples of one axis: as PyTorch exports them, and as others do."""
     lines, now = [], "x"
     weights: dict[str, Shape] = {}
     for layer in range(layers):
         weights |= {f"w{layer}": (width, width), f"b{layer}": (width,)}
-        lines.append(f"m{layer} = Gemm <transB = 1> ({now}, w{layer}, b{layer})")
+        if layer % 2:
+            lines.append(f"p{layer} = MatMul ({now}, w{layer})")
+            lines.append(f"m{layer} = Add (p{layer}, b{layer})")
+        else:
+            lines.append(f"m{layer} = Gemm <transB = 1> ({now}, w{layer}, b{layer})")
         lines.append(f"r{layer} = Relu (m{layer})")
         now = f"r{layer}"
     return Net(_graph((width,), (width,), [*lines, f"y = Identity ({now})"]), weights, (width,))

@@ -75,6 +75,20 @@ def gemm(transposed=False):
     )
 
 
+def perceptron(product, activation):
+    """Linear layers with an activation between, for samples of one axis."""
+    lines = [
+        f"{product.format(x=x, w=f'w{i}', b=f'b{i}', y=f's{i}')} {y} = {activation} (s{i})"
+        for i, (x, y) in enumerate((("x", "h0"), ("h0", "h1"), ("h1", "y")))
+    ]
+    shapes = {f"w{i}": (64, 64) for i in range(3)} | {f"b{i}": (64,) for i in range(3)}
+    return Tiny(
+        f"g (float[N, 64] x) => (float[N, 64] y) {{ {' '.join(lines)} }}", shapes, {"x": ((64,), None)}
+    )
+
+
+GEMM, SUM = "{y} = Gemm ({x}, {w}, {b})", "{y}_m = MatMul ({x}, {w}) {y} = Add ({y}_m, {b})"
+
 MOVED = {
     "MaxPool": moved("m = MaxPool <kernel_shape = [2, 2], strides = [2, 2]> (r)", out="8, 4, 4"),
     "Pad": moved("p = Constant <value_ints = [0, 0, 1, 1, 0, 0, 1, 1]> () m = Pad (r, p)", out="8, 10, 10"),
@@ -308,6 +322,16 @@ def test_onnxruntime_multiplies_codes_in_linear_layers_and_floats_in_attention(w
 def test_onnxruntime_multiplies_codes_in_gemm(write, transposed):
     graph = Optimized(write(gemm(transposed), "w8a8", ORT))
     assert graph.count["QGemm"] == 1
+
+
+@pytest.mark.parametrize("activation", ["Relu", "Tanh"])
+@pytest.mark.parametrize("product", [GEMM, SUM], ids=["gemm", "matmul and add"])
+def test_onnxruntime_multiplies_codes_in_every_layer_of_a_perceptron(write, product, activation):
+    smoothed = replace(PRESETS["w8a8"], smooth=True), replace(PRESETS["w8a8"], smooth=False)
+    for recipe in smoothed:
+        graph = Optimized(write(perceptron(product, activation), recipe, ORT))
+        assert graph.count["QGemm"] == 3
+        assert not {"FusedGemm", "Gemm", "MatMul", "DequantizeLinear"} & set(graph.count)
 
 
 @x86

@@ -92,12 +92,29 @@ class Encoder:
         scale = self.constant(f"{name}_scale", np.asarray(np.float32(plan.scale)))
         zero = self.constant(f"{name}_zero_point", np.array(plan.zero_point, plan.qtype), plan.qtype)
         if plan.smoothing is not None:
-            factor = self.constant(f"{name}_smoothing", (1 / plan.smoothing).astype(np.float32))
-            value = self.node("Mul", [value, factor], before, f"{name}_smoothed", value)
+            value = self._smoothed(plan, value, before)
         codes = self.node(
             "QuantizeLinear", [value, scale, zero], before, f"{name}_quantized", value, plan.qtype
         )
         return self.node("DequantizeLinear", [codes, scale, zero], before, f"{name}_dequantized", value)
+
+    def _smoothed(self, plan: ActivationPlan, value: ir.Value, before: ir.Node) -> ir.Value:
+        """``value`` divided by the plan's smoothing; in front of a Relu that only the plan's readers read.
+
+        It is the same there, since the divisor is positive. Behind the Relu it would keep ONNX Runtime from dropping
+        that for what QuantizeLinear clips, and a Gemm in front would take the Relu in, and be computed in float.
+        """
+        name = plan.site.tensor
+        assert plan.smoothing is not None
+        factor = self.constant(f"{name}_smoothing", (1 / plan.smoothing).astype(np.float32))
+        relu = value.producer()
+        movable = relu is not None and relu.op_type == "Relu" and not value.is_graph_output()
+        if relu is None or not movable or len(value.uses()) != len(plan.site.readers):
+            return self.node("Mul", [value, factor], before, f"{name}_smoothed", value)
+        source = relu.inputs[0]
+        assert source is not None
+        relu.replace_input_with(0, self.node("Mul", [source, factor], relu, f"{name}_smoothed", source))
+        return value
 
     def bias(self, name: str, values: np.ndarray, scale: np.ndarray, before: ir.Node) -> ir.Value:
         """A bias, float32 [channels], as int32 codes with the scale of its layer's products, float32 [channels]."""

@@ -1,4 +1,5 @@
-"""Bring a graph into the plain form that planning reads: constants folded, batch norm in the convolution.
+"""Bring a graph into the plain form that planning reads: constants folded, batch norm in the convolution, a
+bias in its Gemm.
 
 What narrow floats would ruin is written so that they do not (see ``variance``)."""
 
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from fewbits.errors import InputError
+from fewbits.models.onnx.bias import bias_into_gemm
 from fewbits.models.onnx.codes import brings_back
 from fewbits.models.onnx.constants import constant
 from fewbits.models.onnx.opset import raise_opset
@@ -62,6 +64,7 @@ def fold(model: ir.Model) -> ir.Model:
     if two_pass_variance(copy.graph):
         passes.RemoveUnusedNodesPass()(copy)
         passes.ShapeInferencePass()(copy)
+    bias_into_gemm(copy.graph)
     _name_nodes(copy.graph)
     return copy
 
