@@ -124,6 +124,7 @@ def drafts(
                 raise InputError(
                     f"recipe {recipe.name!r} keeps every layer in float; there is nothing to compress"
                 )
+            _check_formats(recipe.name, assigned, tuple(_targets(one, engines, cpu)))
         except InputError as error:
             if len(resolved) == 1:
                 raise
@@ -153,6 +154,17 @@ def _check_pins(one: ResolvedRecipe, engines: Mapping[str, Engine], cpu: Cpu) ->
         raise InputError(
             f"recipe {name!r} has the placement {one.placement!r}; {' and '.join(used)} have: {', '.join(placements)}"
         )
+
+
+def _check_formats(recipe: str, assigned: Sequence[Assignment], wanted: Sequence[Target]) -> None:
+    """Some engine must run weights of every format."""
+    for a in assigned:
+        if a.weights is not None and all(target.weight_form(a.weights.qtype) is None for target in wanted):
+            names = " and ".join(dict.fromkeys(target.engine for target in wanted))
+            raise InputError(
+                f"recipe {recipe!r}: layer {a.layer.name!r} gets {a.weights.qtype} weights, which {names} cannot run; "
+                "such recipes are for Hugging Face directories"
+            )
 
 
 def _targets(one: ResolvedRecipe, engines: Mapping[str, Engine], cpu: Cpu) -> Iterator[Target]:

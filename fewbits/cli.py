@@ -48,8 +48,8 @@ def compress(
     model: Annotated[
         str,
         typer.Argument(
-            help="An .onnx, .tflite or .keras file; module:factory, a Python callable that returns an nn.Module; or a "
-            ".safetensors with --arch.",
+            help="An .onnx, .tflite or .keras file; module:factory, a Python callable that returns an nn.Module; a "
+            ".safetensors with --arch; or a Hugging Face directory (with --recipe, and without data).",
             show_default=False,
         ),
     ],
@@ -185,10 +185,10 @@ def bits(
 @app.command()
 def recipes() -> None:
     """List the presets, one line each."""
-    from fewbits.planning.recipe import PRESETS
+    from fewbits.planning.recipe import PRESETS, STORED
 
     print("auto             tries what the engines gain by, and chooses by measurement")
-    for recipe in PRESETS.values():
+    for recipe in (*PRESETS.values(), *STORED.values()):
         print(f"{recipe.name:16} {recipe.description}")
 
 
@@ -231,6 +231,8 @@ def main() -> None:
 def _default_place(model: str) -> Path:
     from fewbits.named import is_named
 
+    if Path(model).is_dir():
+        return Path(f"{Path(model).resolve()}-fewbits")
     name = model.rpartition(":")[2].rpartition(".")[2] if is_named(model) else Path(model).with_suffix("")
     return Path(f"{name}-fewbits")
 

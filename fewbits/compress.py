@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fewbits.candidates import Candidate, Draft, Written, candidates, drafts, in_framework, resolve
+from fewbits.checkpoint import is_checkpoint, open_job, run_job
 from fewbits.choose import PREFERENCES, Choice, Limits, Measured, Prefer, choose, parse_drop, parse_size
 from fewbits.decide import decide
 from fewbits.describe import describe
@@ -163,7 +164,9 @@ def compress(
     Args:
         model: path of an ``.onnx`` or ``.tflite`` file; or what is exported to one first: a Keras model or the path of
             a ``.keras`` file; an ``nn.Module``, ``module:factory`` (what to import and call), or the path of a
-            ``.safetensors`` with ``arch``.
+            ``.safetensors`` with ``arch``. Or a Hugging Face directory, whose weights are written in fewer bits without
+            running anything: of the arguments only ``recipe``, ``exclude``, ``max_size``, ``threads``, ``seed``,
+            ``out`` and ``progress`` are for it.
         arch: what makes the module that a ``.safetensors`` has the weights of: ``module:factory``, or a callable.
         format: of the files to write: ``onnx``, ``tflite``, or ``auto``: that of the file given; ``tflite`` for a Keras
             model, ``onnx`` for a module; or what ``engine`` runs.
@@ -195,6 +198,26 @@ def compress(
     asked = Asked(max_drop, max_size, min_speedup, prefer)
     _check(asked, engine, format, threads, seed)
     feeding = Feeding(dict(batch_axis or {}), dict(state or {}))
+    if is_checkpoint(model):
+        _refuse(
+            model,
+            data=data is not None,
+            eval=eval is not None,
+            evaluate=evaluate is not None,
+            arch=arch is not None,
+            format=format != "auto",
+            batch_axis=bool(batch_axis),
+            state=bool(state),
+            engine=engine != "auto",
+            max_drop=max_drop != "1%",
+            min_speedup=min_speedup is not None,
+            prefer=prefer != "speed",
+        )
+        where = None if out is None else Path(out)
+        job = open_job(Path(str(model)), recipe, exclude, max_size, threads, seed, where, progress)
+        place = _place(out)
+        report = run_job(job, place, progress)
+        return Result(report, place)
     if out is not None:
         check_place(Path(out))
     recipes = resolve(recipe, exclude)
@@ -226,12 +249,25 @@ def compress(
         figures = Figures(outcomes)
         choice, limits = _choose(run, outcomes, figures, asked)
 
-        place = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="fewbits-result-")) / "result"
+        place = _place(out)
         with replacing(place) as folder:
             report = describe(
                 run, outcomes, fallbacks, figures, choice, limits, asked, scoring.metric, folder
             )
         return Result(report, place)
+
+
+def _refuse(model: Any, **given: bool) -> None:
+    """Raise for the first argument given that is about running a model."""
+    for name in (name for name, is_given in given.items() if is_given):
+        raise InputError(
+            f"{model}: a Hugging Face directory is written without being run, so {name} says nothing here; leave it out"
+        )
+
+
+def _place(out: str | Path | None) -> Path:
+    """Where the result goes: a temporary folder where the user names none."""
+    return Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="fewbits-result-")) / "result"
 
 
 def _check(asked: Asked, engine: str, format: str, threads: int | None, seed: int) -> None:

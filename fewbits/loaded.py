@@ -11,6 +11,7 @@ import numpy as np
 from fewbits.engines.engine import EngineSettings, Session, get
 from fewbits.errors import InputError
 from fewbits.handover import REPORT
+from fewbits.models.checkpoint import FORMAT as CHECKPOINT
 
 if TYPE_CHECKING:
     from torch import nn
@@ -49,15 +50,16 @@ class LoadedModel:
 
 
 Arch = Union[str, Callable[[], Any], "nn.Module"]
-Loaded = Union[LoadedModel, "CompressedModule"]
-"""A model that runs: as a module where a module came in."""
+Loaded = Union[LoadedModel, "CompressedModule", "nn.Module"]
+"""A model that runs: as a module where a module came in, and as transformers' own where a directory did."""
 
 
 def load(path: str | Path, arch: Arch | None = None) -> Any:
     """What fewbits wrote, ready to run.
 
     A folder of ``compress`` runs in the engine and with the settings that were measured; what was a module is a
-    module again: tensors in, tensors out, nested as they were. A file of ``save`` is the module that was quantized.
+    module again: tensors in, tensors out, nested as they were; what was a Hugging Face directory is loaded by
+    transformers. A file of ``save`` is the module that was quantized.
 
     Args:
         path: of the folder or the file.
@@ -95,8 +97,12 @@ def _module(path: Path, arch: Arch | None) -> nn.Module:
 
 
 def _from_folder(folder: Path) -> Loaded:
-    path, settings = saved(folder)
     report = _report(folder)
+    if report.source.format == CHECKPOINT:
+        from fewbits.models.checkpoint.load import load_checkpoint
+
+        return load_checkpoint(folder)
+    path, settings = saved(folder)
     if report.source.structure is None:
         return LoadedModel(path, settings)
     from fewbits.models.torch.structure import Structure
@@ -125,7 +131,10 @@ def wrapped(
 
 def saved(folder: Path) -> tuple[Path, EngineSettings]:
     """Path and settings of the file that a folder hands over. Raises InputError as :func:`load`."""
-    shown = _report(folder).shown
+    report = _report(folder)
+    if report.source.format == CHECKPOINT:
+        raise InputError(f"{folder}: a Hugging Face directory, which no engine runs; use fb.load in Python")
+    shown = report.shown
     if shown is None or shown.path is None or shown.precision is None:
         raise InputError(f"{folder}: its report names no saved model")
     threads = shown.threads or 1

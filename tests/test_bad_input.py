@@ -211,7 +211,7 @@ def test_another_kind_of_file(refused, place):
 
 
 def test_folder_instead_of_a_model(refused, place):
-    assert "not an .onnx file" in refused("compress", place)
+    assert "a folder without config.json; give a Hugging Face directory" in refused("compress", place)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

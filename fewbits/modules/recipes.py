@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from fewbits.errors import InputError
 from fewbits.numerics import find
 from fewbits.numerics.qtype import table
-from fewbits.planning.recipe import INT8_CHANNEL, PRESETS, Recipe, Rule, read_recipe
+from fewbits.planning.recipe import INT8_CHANNEL, PRESETS, STORED, Recipe, Rule, preset, read_recipe
 from fewbits.planning.scheme import Scheme
 
 NAME = re.compile(r"w(?:(?P<bits>[2-7])|_(?P<qtype>[a-z]\w*?))(?:_g(?P<group>\d+))?")
@@ -32,11 +32,13 @@ def recipe_for(recipe: str | Recipe, exclude: Sequence[str] = ()) -> Recipe:
 
 
 def _named(name: str) -> Recipe:
-    if name in PRESETS or name.endswith(".toml"):
+    if preset(name) is not None or name.endswith(".toml"):
         return read_recipe(name, tuple(row.name for row in table())).recipe
     match = NAME.fullmatch(name)
     if match is None:
-        raise InputError(f"recipe {name!r}: known are {', '.join(PRESETS)}, a .toml file, and {PATTERN}")
+        raise InputError(
+            f"recipe {name!r}: known are {', '.join((*PRESETS, *STORED))}, a .toml file, and {PATTERN}"
+        )
     row = find(match["qtype"] or f"int{match['bits']}")
     group = row.group_size or (int(match["group"]) if match["group"] else None)
     linear = Scheme(row.name, "channel" if group is None else "group", group, range="mse")

@@ -109,7 +109,8 @@ def assign(recipe: Recipe, info: ModelInfo) -> tuple[Assignment, ...]:
 
 def fitted(recipe: Recipe, info: ModelInfo) -> Recipe:
     """A preset without those of its own rules that are for layers which the model does not have."""
-    own = PRESETS[recipe.name].rules if recipe.name in PRESETS else ()
+    known = preset(recipe.name)
+    own = known.rules if known is not None else ()
     kept = (
         rule
         for rule in recipe.rules
@@ -224,6 +225,24 @@ PRESETS: dict[str, Recipe] = {
 }
 
 
+STORED: dict[str, Recipe] = {
+    recipe.name: recipe
+    for recipe in (
+        Recipe(
+            "fp8",
+            (Rule("*", Scheme("fp8_e4m3fn", per="channel")),),
+            "weights in 8-bit floats (E4M3) with a scale per channel; for Hugging Face directories",
+        ),
+    )
+}
+"""Presets in formats that the engines do not run, for what only stores weights."""
+
+
+def preset(name: str) -> Recipe | None:
+    """The preset of that name, of either table."""
+    return PRESETS.get(name) or STORED.get(name)
+
+
 class _SchemeFile(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
@@ -290,12 +309,14 @@ def read_recipe(name_or_path: str, weights: Sequence[str] = WEIGHT_QTYPES) -> Re
     Raises:
         InputError: no preset of that name and no such file; TOML that does not parse; unknown keys or formats.
     """
-    if name_or_path in PRESETS:
-        return ResolvedRecipe(PRESETS[name_or_path])
+    known = preset(name_or_path)
+    if known is not None:
+        return ResolvedRecipe(known)
     path = Path(name_or_path)
     if path.suffix != ".toml":
         raise InputError(
-            f"recipe {name_or_path!r}: not a preset and not a .toml file; presets: auto, {', '.join(PRESETS)}"
+            f"recipe {name_or_path!r}: not a preset and not a .toml file; presets: auto, "
+            f"{', '.join((*PRESETS, *STORED))}"
         )
     import tomllib
 

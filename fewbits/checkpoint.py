@@ -1,0 +1,254 @@
+"""A Hugging Face directory in, the same directory in fewer bits out: open, decide, write, read back, report.
+
+Nothing is run: what its weights lose is told, how fast it is and what it answers is not.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fewbits.candidates import ORIGINAL
+from fewbits.choose import parse_size
+from fewbits.engines.cpu import cpu
+from fewbits.errors import InputError
+from fewbits.handover import check_place, replacing
+from fewbits.planning.recipe import (
+    PRESETS,
+    STORED,
+    WEIGHT_QTYPES,
+    Assignment,
+    Recipe,
+    ResolvedRecipe,
+    Rule,
+    assign,
+    fitted,
+    preset,
+    read_recipe,
+)
+from fewbits.threads import one_torch_thread
+
+if TYPE_CHECKING:
+    from fewbits.models.checkpoint.folder import Checkpoint
+    from fewbits.models.checkpoint.form import Form
+    from fewbits.models.checkpoint.layers import Layers
+    from fewbits.models.checkpoint.plan import CheckpointPlan
+    from fewbits.planning.scheme import Scheme
+    from fewbits.report.record import Report
+
+Progress = Callable[[str, int, int], None]
+
+WEIGHTS = (*WEIGHT_QTYPES, "fp8_e4m3fn")
+"""Formats that weights of a directory may have."""
+
+
+def is_checkpoint(model: Any) -> bool:
+    """Whether what the user gave as a model is a folder."""
+    return isinstance(model, (str, Path)) and Path(model).is_dir()
+
+
+@dataclass(frozen=True)
+class Job:
+    """A directory opened, with everything decided and nothing written.
+
+    ``limit`` is the largest size allowed in bytes, ``asked`` that as it was written; ``timings`` are in seconds.
+    """
+
+    checkpoint: Checkpoint
+    layers: Layers
+    plan: CheckpointPlan
+    resolved: ResolvedRecipe
+    limit: int | None
+    asked: str | float | None
+    threads: int
+    timings: Mapping[str, float]
+
+
+def open_job(
+    path: Path,
+    recipe: str,
+    exclude: Sequence[str],
+    max_size: str | float | None,
+    threads: int | None,
+    seed: int,
+    out: Path | None,
+    progress: Progress,
+) -> Job:
+    """Open a directory and decide what becomes of each of its tensors; nothing of it is run.
+
+    Args:
+        path: the directory.
+        recipe: a preset or the path of one in TOML.
+        exclude: patterns of layers to keep in float.
+        max_size: as in :func:`fewbits.compress.compress`.
+        threads: slices worked on at a time; the usable physical cores where None.
+        seed: goes into the recipe that is written.
+        out: the folder that it will be written to, which must not lie in the directory.
+        progress: told that it is being opened.
+
+    Raises:
+        InputError: what :func:`fewbits.models.checkpoint.folder.open_checkpoint` refuses, or a recipe that does not
+            fit.
+    """
+    from fewbits.models.checkpoint.folder import open_checkpoint
+    from fewbits.models.checkpoint.layers import find_layers
+
+    start = time.perf_counter()
+    progress("open", 0, 0)
+    if out is not None:
+        _check_out(path, out)
+    checkpoint = open_checkpoint(path)
+    resolved = _resolved(recipe)
+    layers = find_layers(checkpoint)
+    limit = parse_size(max_size, checkpoint.size_bytes)
+    plan, exact = _decide(checkpoint, layers, resolved.recipe, exclude)
+    return Job(
+        checkpoint,
+        layers,
+        plan,
+        replace(resolved, recipe=exact, seed=seed),
+        limit,
+        max_size,
+        threads or cpu().physical_cores,
+        {"open": time.perf_counter() - start},
+    )
+
+
+def run_job(job: Job, out: Path, progress: Progress) -> Report:
+    """Write the directory into ``out``, slice by slice, read it back and report.
+
+    Memory is that of a few slices; of a whole tensor only where all of it shares a scale. ``progress`` is told of the
+    MB read.
+
+    Raises:
+        InputError: NaN or infinity in a weight, a number that the new dtype does not hold, or a full disk; nothing
+            is handed over.
+        VerificationError: what was read back is not what was written; nothing is handed over.
+    """
+    from fewbits.describe_checkpoint import describe_checkpoint
+    from fewbits.models.checkpoint.write import write
+
+    def told(done: int, total: int) -> None:
+        progress("write, MB", done // 1_000_000, total // 1_000_000)
+
+    start = time.perf_counter()
+    with replacing(out) as folder:
+        with one_torch_thread():
+            written = write(job.checkpoint, job.plan, folder, job.threads, told)
+        timings = {**job.timings, "write": time.perf_counter() - start}
+        return describe_checkpoint(job, written, timings, folder)
+
+
+def _check_out(path: Path, out: Path) -> None:
+    if path.resolve() in (out.resolve(), *out.resolve().parents):
+        raise InputError(f"{out}: lies in the directory that is compressed; give another --out")
+    check_place(out)
+
+
+def _resolved(recipe: str) -> ResolvedRecipe:
+    """The recipe, which must be about weights alone."""
+    if recipe in ("auto", ORIGINAL):
+        able = [one.name for one in (*PRESETS.values(), *STORED.values()) if _weights_only(one)]
+        raise InputError(
+            f"a directory is written without being run, so nothing can be chosen by measurement; name a recipe: "
+            f"--recipe {', '.join(able)}, or a .toml file"
+        )
+    resolved = read_recipe(recipe, WEIGHTS)
+    if not _weights_only(resolved.recipe):
+        raise InputError(
+            f"recipe {resolved.recipe.name!r} is about activations too; a directory holds weights: take one such as w8"
+        )
+    if resolved.engine is not None:
+        raise InputError(
+            f"recipe {resolved.recipe.name!r} is for files of the engine {resolved.engine!r}; take one without"
+        )
+    return resolved
+
+
+def _weights_only(recipe: Recipe) -> bool:
+    return all(rule.activations is None for rule in recipe.rules) and not recipe.smooth
+
+
+def _decide(
+    checkpoint: Checkpoint, layers: Layers, recipe: Recipe, exclude: Sequence[str]
+) -> tuple[CheckpointPlan, Recipe]:
+    """What becomes of every tensor, and the recipe's rules as they were applied."""
+    from fewbits.models.checkpoint.plan import CheckpointPlan, new_config, plan_tensors
+    from fewbits.models.checkpoint.tied import stored_twice
+
+    dropped, notes = stored_twice(checkpoint, layers.tied)
+    info = layers.info
+    recipe = fitted(recipe.without_data().excluding(_of_tied(exclude, layers)), info)
+    assigned = assign(recipe, info)
+    chosen = _form(recipe, assigned)
+    tensors = plan_tensors(checkpoint, layers, assigned, chosen.form, chosen.reasons, dropped)
+    plan = CheckpointPlan(
+        recipe.name,
+        chosen.form,
+        tensors,
+        dropped,
+        new_config(checkpoint.config, tensors, chosen.form),
+        (*checkpoint.notes, *layers.notes, *notes),
+    )
+    return plan, recipe
+
+
+def _of_tied(exclude: Sequence[str], layers: Layers) -> list[str]:
+    """The patterns, with the layer that holds the weight in place of one that only shares it."""
+    found = []
+    for pattern in exclude:
+        homes = [home for alias, home in layers.aliases.items() if fnmatchcase(alias, pattern)]
+        own = any(Rule(pattern).matches(one) for one in layers.info.layers)
+        found += [*([pattern] if own or not homes else []), *homes]
+    return list(dict.fromkeys(found))
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """The format of quantized weights, and the layers that it leaves in float, with the reason."""
+
+    form: Form | None
+    reasons: Mapping[str, str]
+
+
+def _form(recipe: Recipe, assigned: Sequence[Assignment]) -> _Chosen:
+    """Find the format that holds what the recipe says.
+
+    A preset is a wish for a directory that transformers loads: what the format cannot hold beside the rest stays in
+    float. A recipe of one's own is followed to the letter.
+    """
+    from fewbits.models.checkpoint.compressed_tensors import CompressedTensors
+
+    form = CompressedTensors()
+    wanted = [(a.layer, a.weights) for a in assigned if a.weights is not None and not a.weights.is_float]
+    if not wanted:
+        return _Chosen(None, {})
+    reasons = {
+        layer.name: why for layer, scheme in wanted if (why := form.why_not(layer, scheme)) is not None
+    }
+    params: dict[Scheme, int] = {}
+    for layer, scheme in wanted:
+        if layer.name not in reasons:
+            params[scheme] = params.get(scheme, 0) + layer.params
+    if params:
+        main = max(params, key=lambda scheme: params[scheme])
+        for layer, scheme in wanted:
+            if scheme != main:
+                why = f"would be {scheme}, and transformers reads all weights of {form.name} by one scheme, here {main}"
+                reasons.setdefault(layer.name, why)
+    if reasons and not (params and _is_preset(recipe)):
+        name, why = next(iter(reasons.items()))
+        raise InputError(
+            f"recipe {recipe.name!r}: layer {name!r}: {why}; keep such layers in float with --exclude"
+        )
+    return _Chosen(form, reasons)
+
+
+def _is_preset(recipe: Recipe) -> bool:
+    """Whether its rules are a preset's, layers that were excluded aside."""
+    known = preset(recipe.name)
+    return known is not None and all(rule.weights is None or rule in known.rules for rule in recipe.rules)

@@ -1,0 +1,333 @@
+"""Write a planned checkpoint slice by slice, and read every slice back: codes, scales and what they stand for."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fewbits.errors import InputError, VerificationError
+from fewbits.models.checkpoint.folder import CONFIG, INDEX, Checkpoint
+from fewbits.models.checkpoint.form import Form, Part
+from fewbits.models.checkpoint.plan import CheckpointPlan, Slice, TensorPlan
+from fewbits.models.checkpoint.stored import (
+    DTYPES,
+    Entry,
+    Shard,
+    as_bytes,
+    create,
+    lay_out,
+    read_bytes,
+    read_header,
+    write_bytes,
+)
+from fewbits.numerics import QTensor, quantize
+from fewbits.planning.scheme import Scheme
+
+Told = Callable[[int, int], None]
+"""Called with the bytes read so far, and the bytes to read in all."""
+
+
+@dataclass(frozen=True)
+class Energy:
+    """Sums of squares over a weight: of its values, and of what was lost of them."""
+
+    signal: float = 0.0
+    noise: float = 0.0
+
+    def __add__(self, other: Energy) -> Energy:
+        return Energy(self.signal + other.signal, self.noise + other.noise)
+
+
+@dataclass(frozen=True)
+class WrittenCheckpoint:
+    """What lies in the new directory, as it was read back.
+
+    Attributes:
+        energy: of every tensor that changed, by name.
+        bytes_by_dtype: of the files with weights; codes count under their own format.
+        size_bytes: of the files with weights.
+    """
+
+    energy: Mapping[str, Energy]
+    bytes_by_dtype: Mapping[str, int]
+    size_bytes: int
+
+
+def write(
+    checkpoint: Checkpoint, plan: CheckpointPlan, folder: Path, threads: int, told: Told
+) -> WrittenCheckpoint:
+    """Write the directory, with as many slices at a time as there are threads.
+
+    Raises:
+        InputError: a weight holds NaN or infinity or is too large for its new dtype; the disk is full.
+        VerificationError: what was read back is not what was written.
+    """
+    shards = _laid_out(checkpoint, plan, folder)
+    try:
+        _enough_space(folder, shards)
+        for shard in shards.values():
+            create(shard)
+        energy = _stream(plan, folder, shards, threads, told)
+        _beside(checkpoint, plan, folder, shards)
+    except OSError as error:
+        raise InputError(
+            f"{folder.parent}: cannot be written ({error.strerror}); give another --out"
+        ) from error
+    _read_back_headers(shards)
+    size = sum(shard.path.stat().st_size for shard in shards.values())
+    return WrittenCheckpoint(energy, _bytes_by_dtype(plan), size)
+
+
+def _laid_out(checkpoint: Checkpoint, plan: CheckpointPlan, folder: Path) -> dict[Path, Shard]:
+    """The new files by their path relative to the directory."""
+    shards = {}
+    for shard in checkpoint.shards:
+        target = shard.path.relative_to(checkpoint.path)
+        tensors = {
+            part.name: (part.dtype, part.shape)
+            for one in plan.tensors
+            if one.target == target
+            for part in one.parts
+        }
+        if tensors:
+            shards[target] = lay_out(folder / target, tensors, shard.metadata)
+    return shards
+
+
+def _enough_space(folder: Path, shards: Mapping[Path, Shard]) -> None:
+    needed = sum(entry.nbytes for shard in shards.values() for entry in shard.entries)
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise InputError(
+            f"{folder.parent}: {needed / 1e9:.2f} GB are needed and {free / 1e9:.2f} GB are free; make room, or give "
+            "another --out"
+        )
+
+
+def _stream(
+    plan: CheckpointPlan, folder: Path, shards: Mapping[Path, Shard], threads: int, told: Told
+) -> dict[str, Energy]:
+    """Every slice of every tensor; never more of them in memory than there are threads."""
+    entries = {entry.name: (shard.path, entry) for shard in shards.values() for entry in shard.entries}
+    total = sum(one.entry.nbytes for one in plan.tensors)
+    energy: dict[str, Energy] = {}
+    done = 0
+    with ThreadPoolExecutor(threads) as pool:
+        running: set[Future[tuple[str, Energy, int]]] = set()
+        try:
+            for one, part in _work(plan):
+                if len(running) >= threads:
+                    finished, running = wait(running, return_when=FIRST_COMPLETED)
+                    done += _collected(finished, energy)
+                    told(done, total)
+                running.add(pool.submit(_slice, plan.form, one, part, entries))
+            finished, running = wait(running)
+            done += _collected(finished, energy)
+            told(done, total)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return energy
+
+
+def _work(plan: CheckpointPlan) -> Iterator[tuple[TensorPlan, Slice]]:
+    for one in plan.tensors:
+        for part in one.slices():
+            yield one, part
+
+
+def _collected(finished: set[Future[tuple[str, Energy, int]]], energy: dict[str, Energy]) -> int:
+    done = 0
+    for future in finished:
+        name, found, count = future.result()
+        energy[name] = energy.get(name, Energy()) + found
+        done += count
+    return done
+
+
+def _slice(
+    form: Form | None, one: TensorPlan, part: Slice, entries: Mapping[str, tuple[Path, Entry]]
+) -> tuple[str, Energy, int]:
+    """Read, change, write and read back one slice."""
+    rows = one.entry.shape[0] if one.entry.shape else 1
+    row_bytes = one.entry.nbytes // max(rows, 1)
+    count = (part.stop - part.start) * row_bytes
+    stored = read_bytes(one.source, one.entry.start + part.start * row_bytes, count)
+    if one.scheme is None and not one.cast:
+        energy = _keep(one, part, stored, entries)
+    else:
+        shape = (part.stop - part.start, *one.entry.shape[1:]) if one.entry.shape else ()
+        values = stored.view(DTYPES[one.entry.dtype]).reshape(shape)
+        if one.scheme is None:
+            energy = _cast(one, part, values, entries)
+        else:
+            assert form is not None
+            energy = _quantize(form, one, part, values, entries)
+    return one.entry.name, energy, count
+
+
+def _keep(one: TensorPlan, part: Slice, stored: Tensor, entries: Mapping[str, tuple[Path, Entry]]) -> Energy:
+    _put(one, part, {one.entry.name: stored}, entries)
+    _same(one, stored, as_bytes(_get(one, part, entries)[one.entry.name]))
+    return Energy()
+
+
+def _cast(one: TensorPlan, part: Slice, values: Tensor, entries: Mapping[str, tuple[Path, Entry]]) -> Energy:
+    dtype = DTYPES[one.parts[0].dtype]
+    narrow = values.to(dtype)
+    if not bool((narrow.isfinite() | ~values.isfinite()).all()):
+        raise InputError(
+            f"{one.source}: {one.entry.name!r} has values up to {float(values.abs().max()):.4g}, which {dtype} "
+            "does not hold; take the recipe bf16"
+        )
+    _put(one, part, {one.entry.name: narrow}, entries)
+    again = _get(one, part, entries)[one.entry.name]
+    _same(one, as_bytes(narrow), as_bytes(again))
+    return _energy(values, again)
+
+
+def _quantize(
+    form: Form, one: TensorPlan, part: Slice, values: Tensor, entries: Mapping[str, tuple[Path, Entry]]
+) -> Energy:
+    assert one.layer is not None and one.scheme is not None
+    weight = one.layer.weights[0]
+    try:
+        q = _codes(form, one, values, one.scheme)
+    except InputError as error:
+        raise InputError(f"{one.source}: {error}") from None
+    parts = form.encode(weight, q)
+    _put(one, part, parts, entries)
+    read = _get(one, part, entries)
+    for name, piece in read.items():
+        _same(one, as_bytes(parts[name]), as_bytes(piece))
+    again, loaded = form.decode(weight, one.entry.dtype, one.scheme, read, part.stop - part.start)
+    _same(one, q.codes, again.codes)
+    for word in ("scale", "zero_point", "free_zero_point", "codebook", "tensor_scale"):
+        before, after = getattr(q, word), getattr(again, word)
+        if before is not None or after is not None:
+            _same(one, before, after)
+    return _energy(values, loaded)
+
+
+def _codes(form: Form, one: TensorPlan, values: Tensor, scheme: Scheme) -> QTensor:
+    assert one.layer is not None
+    row = form.row(one.entry.dtype, scheme)
+    return quantize(
+        values,
+        row,
+        channel_axis=None if scheme.per == "tensor" else one.layer.weights[0].channel_axis,
+        group_size=scheme.group_size,
+        symmetric=scheme.symmetric if row.kind == "int" else None,
+        search="mse" if scheme.range == "mse" else "minmax",
+        name=one.entry.name,
+    )
+
+
+def _put(
+    one: TensorPlan, part: Slice, tensors: Mapping[str, Tensor], entries: Mapping[str, tuple[Path, Entry]]
+) -> None:
+    """Write what a slice became."""
+    for piece, path, first, _ in _places(one, part, entries):
+        write_bytes(path, first, tensors[piece.name])
+
+
+def _get(one: TensorPlan, part: Slice, entries: Mapping[str, tuple[Path, Entry]]) -> dict[str, Tensor]:
+    """Read back what a slice became, each part as [rows of the part, ...] in its dtype."""
+    found = {}
+    for piece, path, first, count in _places(one, part, entries):
+        values = read_bytes(path, first, count).view(DTYPES[piece.dtype])
+        shape = piece.shape if piece.row_bits is None else (-1, *piece.shape[1:])
+        found[piece.name] = values.reshape(shape if count else piece.shape)
+    return found
+
+
+def _places(
+    one: TensorPlan, part: Slice, entries: Mapping[str, tuple[Path, Entry]]
+) -> Iterator[tuple[Part, Path, int, int]]:
+    """Where a slice lies: each part with its file, first byte and number of bytes.
+
+    What is written once goes with the first slice, and only with it: others may be worked on at the same time.
+    """
+    rows = one.entry.shape[0] if one.entry.shape else 1
+    for piece in one.parts:
+        if piece.row_bits is not None or part.start == 0:
+            path, entry = entries[piece.name]
+            first, count = piece.span(part.start, part.stop, rows)
+            yield piece, path, entry.start + first, count
+
+
+def _same(one: TensorPlan, written: Tensor | None, read: Tensor | None) -> None:
+    if written is None or read is None or not torch.equal(written.reshape(-1), read.reshape(-1)):
+        raise VerificationError(
+            f"{one.entry.name!r} was read back from {one.target} other than it was written"
+        )
+
+
+def _energy(values: Tensor, loaded: Tensor) -> Energy:
+    before, after = values.float().reshape(-1), loaded.float().reshape(-1)
+    return Energy(_squares(before), _squares(after.sub_(before)))
+
+
+def _squares(values: Tensor) -> float:
+    """The sum of squares, its parts in float32 and their sum in float64."""
+    blocks = values.split(1 << 16)
+    return (
+        float(torch.stack([block.square().sum() for block in blocks]).double().sum()) if len(values) else 0.0
+    )
+
+
+def _beside(checkpoint: Checkpoint, plan: CheckpointPlan, folder: Path, shards: Mapping[Path, Shard]) -> None:
+    """The config, the index, and the files that are copied along."""
+    for file in checkpoint.beside:
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(checkpoint.path / file, folder / file)
+    (folder / CONFIG).write_text(
+        json.dumps(plan.config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
+    if checkpoint.index is not None:
+        size = sum(entry.nbytes for shard in shards.values() for entry in shard.entries)
+        weight_map = {
+            entry.name: target.as_posix() for target, shard in shards.items() for entry in shard.entries
+        }
+        metadata = {**(checkpoint.index.get("metadata") or {}), "total_size": size}
+        document = {"metadata": metadata, "weight_map": dict(sorted(weight_map.items()))}
+        (folder / INDEX).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+
+
+def _read_back_headers(shards: Mapping[Path, Shard]) -> None:
+    """Every file as it lies there: readable by the safetensors library, with the tensors that were planned."""
+    from safetensors import SafetensorError, safe_open
+
+    for shard in shards.values():
+        if read_header(shard.path).entries != shard.entries:
+            raise VerificationError(f"{shard.path.name}: its header is not the one that was written")
+        try:
+            with safe_open(shard.path, framework="pt") as file:
+                names = set(file.keys())
+        except SafetensorError as error:
+            raise VerificationError(f"{shard.path.name}: safetensors cannot read it ({error})") from error
+        if names != {entry.name for entry in shard.entries}:
+            raise VerificationError(f"{shard.path.name}: safetensors reads other tensors than were written")
+
+
+def _bytes_by_dtype(plan: CheckpointPlan) -> dict[str, int]:
+    """Bytes of all tensors; codes and their scales by what they are, not by what they are packed into."""
+    found: dict[str, int] = {}
+    for one in plan.tensors:
+        for number, piece in enumerate(one.parts):
+            packed = one.scheme is not None and number == 0
+            dtype = one.scheme.qtype if packed and one.scheme else dtype_name(piece.dtype)
+            found[dtype] = found.get(dtype, 0) + piece.nbytes
+    return dict(sorted(found.items(), key=lambda item: -item[1]))
+
+
+def dtype_name(dtype: str) -> str:
+    """A dtype of a safetensors header as reports call it."""
+    return str(DTYPES[dtype]).removeprefix("torch.")
