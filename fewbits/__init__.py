@@ -8,7 +8,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from fewbits.comparison import compare
-    from fewbits.compress import Result, compress
+    from fewbits.compress import Interrupted, Result, compress
     from fewbits.inspection import inspect
     from fewbits.loaded import load
     from fewbits.modules.files import save
@@ -23,10 +23,22 @@ _HOMES = {
     "measure": "fewbits.remeasure",
     "quantize": "fewbits.quantize",
     "save": "fewbits.modules.files",
+    "Interrupted": "fewbits.compress",
     "Result": "fewbits.compress",
 }
 
-__all__ = ["Result", "__version__", "compare", "compress", "inspect", "load", "measure", "quantize", "save"]
+__all__ = [
+    "Interrupted",
+    "Result",
+    "__version__",
+    "compare",
+    "compress",
+    "inspect",
+    "load",
+    "measure",
+    "quantize",
+    "save",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from fewbits.choose import Prefer
 from fewbits.engines.cpu import Cpu
 from fewbits.engines.engine import Engine, EngineSettings
 from fewbits.engines.targets import targets
@@ -16,6 +17,12 @@ from fewbits.planning.recipe import PRESETS, Assignment, Recipe, ResolvedRecipe,
 from fewbits.planning.target import Target
 
 ORIGINAL = "original"
+PROMISING: Mapping[Prefer, tuple[str, ...]] = {
+    "speed": ("w8a8", "w8", "w8a8_dynamic", "fp16", "w4_g128"),
+    "size": ("w4_g128", "w8", "w8a8", "w8a8_dynamic", "fp16"),
+    "quality": ("fp16", "w8", "w8a8", "w8a8_dynamic", "w4_g128"),
+}
+"""Recipes in the order in which they are tried, by what the result is chosen by."""
 AUTO = ("fp16", "w8", "w4_g128", "w8a8_dynamic", "w8a8")
 ACTIVATION_GROUP = (
     32  # an engine that may round activations of weight-only layers shares a scale among this many
@@ -185,39 +192,59 @@ def _worth_it(recipe: Recipe, assigned: Sequence[Assignment], target: Target) ->
     return all(a.weights is None or target.weight_form(a.weights.qtype) is not None for a in assigned)
 
 
-def candidates(
-    original: Written,
-    written: Sequence[Written],
-    engines: Mapping[str, Engine],
-    precisions: Mapping[str, Sequence[str]],
-    threads: int,
+def originals(
+    original: Written, precisions: Mapping[str, Sequence[str]], threads: int
 ) -> tuple[Candidate, ...]:
-    """The original in every engine and precision, then every file in the engine it was written for."""
-    found = []
-    for engine in engines:
-        for precision in precisions[engine]:
-            settings = EngineSettings(engine, precision, threads)
-            found.append(Candidate(f"{ORIGINAL} {SHORT.get(engine, engine)} {precision}", original, settings))
-    for file in written:
-        assert file.draft is not None
-        target = file.draft.target
-        many = sum(
-            other.draft is not None
-            and other.draft.recipe.name == file.draft.recipe.name
-            and other.draft.target.engine == target.engine
-            for other in written
+    """The original in every engine and precision."""
+    return tuple(
+        Candidate(
+            f"{ORIGINAL} {SHORT.get(engine, engine)} {precision}",
+            original,
+            EngineSettings(engine, precision, threads),
         )
-        placement = f" {target.placement}" if many > 1 else ""
-        for precision in precisions[target.engine]:
-            name = (
-                f"{file.draft.recipe.name} {SHORT.get(target.engine, target.engine)} {precision}{placement}"
-            )
-            settings = EngineSettings(target.engine, precision, threads)
-            found.append(Candidate(name, file, settings))
-            if _weight_only_matmul(file.draft) and target.rounds_activations:
-                rounding = EngineSettings(target.engine, precision, threads, ACTIVATION_GROUP)
-                found.append(Candidate(f"{name} a8", file, rounding))
-    return tuple(found)
+        for engine, offered in precisions.items()
+        for precision in offered
+    )
+
+
+def in_order(planned: Sequence[Draft], prefer: Prefer, data_last: bool) -> tuple[Draft, ...]:
+    """The most promising first, so that what is tried until somebody stops it holds a good answer.
+
+    Args:
+        planned: what is worth writing.
+        prefer: what the result is chosen by.
+        data_last: what uses calibration data comes after the rest, since calibrating takes longer than there is time.
+    """
+    ranks = {name: rank for rank, name in enumerate(PROMISING[prefer])}
+    return tuple(
+        sorted(
+            planned,
+            key=lambda one: (data_last and one.recipe.uses_data, ranks.get(one.recipe.name, len(ranks))),
+        )
+    )
+
+
+def names_and_settings(
+    draft: Draft, among: Sequence[Draft], precisions: Mapping[str, Sequence[str]], threads: int
+) -> dict[str, EngineSettings]:
+    """What the draft's file is to be run under, each way by the name of its candidate.
+
+    Where ``among`` has it for other placements in the same engine, the name says which it is.
+    """
+    target = draft.target
+    twins = [
+        one
+        for one in among
+        if one.recipe.name == draft.recipe.name and one.target.engine == draft.target.engine
+    ]
+    placement = f" {target.placement}" if len(twins) > 1 else ""
+    found = {}
+    for precision in precisions[target.engine]:
+        name = f"{draft.recipe.name} {SHORT.get(target.engine, target.engine)} {precision}{placement}"
+        found[name] = EngineSettings(target.engine, precision, threads)
+        if _weight_only_matmul(draft) and target.rounds_activations:
+            found[f"{name} a8"] = EngineSettings(target.engine, precision, threads, ACTIVATION_GROUP)
+    return found
 
 
 def in_framework(

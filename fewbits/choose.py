@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -35,7 +35,7 @@ class Measured:
     """What the choice knows of a candidate; None for what could not be measured.
 
     ``drop`` is the loss of score in the metric's unit, positive is worse; ``speedup`` as in :class:`Limits`.
-    What is ``shown_only`` is never chosen.
+    What is ``shown_only`` is never chosen; ``unscored`` is why there is no drop.
     """
 
     name: str
@@ -45,6 +45,7 @@ class Measured:
     drop: float | None
     error: str | None = None
     shown_only: bool = False
+    unscored: str | None = None
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,8 @@ def _failures(one: Measured, limits: Limits, unit: str) -> tuple[str, ...]:
         return ()
     found = []
     if one.drop is None:
-        found.append("its score could not be computed")
+        why = "" if one.unscored is None else f": {one.unscored}"
+        found.append(f"its score could not be computed{why}")
     elif limits.max_drop is not None and one.drop > limits.max_drop:
         found.append(f"drop {one.drop:.3g}{unit} is over {limits.max_drop:.3g}{unit}")
     if limits.max_bytes is not None and one.size_bytes > limits.max_bytes:
@@ -133,14 +135,18 @@ def _distance(one: Measured, limits: Limits) -> tuple[float, float]:
     return missed, drop
 
 
-def parse_drop(text: str | float, original: float) -> float:
+def parse_drop(text: str | float, loss: Callable[[float], float]) -> float:
     """``1%`` of the original's score, or a number in the metric's own unit.
+
+    Args:
+        text: as the user wrote it.
+        loss: what losing a share of the original's score comes to, in the metric's unit.
 
     Raises:
         InputError: neither of these, or negative.
     """
     number, relative = _number("max_drop", text, "1% of the original's score, or 0.5 in the metric's unit")
-    return abs(original) * number / 100 if relative else number
+    return loss(number / 100) if relative else number
 
 
 def parse_size(text: str | float | None, original: int) -> int | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from fewbits.compress import Progress
+    from fewbits.compress import Progress, Result
 
 DONE, WRONG_INPUT, NOT_MET, INTERRUPTED = 0, 2, 3, 130
 
@@ -57,6 +57,20 @@ def compress(
     evaluate: Annotated[
         Path | None, typer.Option("--eval", help="Samples to score with (.npz), with 'labels' for top-1.")
     ] = None,
+    metric: Annotated[
+        str | None,
+        typer.Option(
+            help="top1, top5, spearman, mse, psnr, cosine, agreement, or module:function of (outputs, labels).  "
+            "[default: top1 with labels, else agreement or cosine with the original]",
+            show_default=False,
+        ),
+    ] = None,
+    metric_output: Annotated[
+        str | None, typer.Option(help="The output to score, of several.", show_default=False)
+    ] = None,
+    lower_is_better: Annotated[
+        bool, typer.Option("--lower-is-better", help="Read the score of a module:function so.")
+    ] = False,
     arch: Annotated[
         str | None, typer.Option(help="module:factory, which makes the nn.Module of a .safetensors.")
     ] = None,
@@ -76,6 +90,14 @@ def compress(
     exclude: Annotated[
         list[str] | None, typer.Option(help="Layers (name pattern or operator) to keep in float; repeatable.")
     ] = None,
+    batch: Annotated[
+        str | None,
+        typer.Option(help="Batch sizes to measure throughput at, such as 1,8,32.", show_default=False),
+    ] = None,
+    time_budget: Annotated[
+        str | None,
+        typer.Option(help="After which nothing new is tried: 90s, 10m, 1h.", show_default=False),
+    ] = None,
     threads: Threads = None,
     seed: Annotated[int, typer.Option(help="Of everything drawn at random.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Folder for the result.  [default: MODEL-fewbits]")] = None,
@@ -86,8 +108,9 @@ def compress(
     from fewbits.feeding import axes, pairs
 
     place = out or _default_place(model)
-    with _progress() as progress:
-        result = run(
+
+    def make(progress: Progress) -> Result:
+        return run(
             model,
             data,
             arch=arch,
@@ -95,6 +118,9 @@ def compress(
             eval=evaluate,
             batch_axis=axes(batch_axis or (), "--batch-axis"),
             state=pairs(state or (), "--state", "OUTPUT=INPUT, such as stateN=state"),
+            metric=metric,
+            metric_output=metric_output,
+            higher_is_better=False if lower_is_better else None,
             recipe=recipe,
             engine=engine,
             max_drop=max_drop,
@@ -102,13 +128,16 @@ def compress(
             min_speedup=min_speedup,
             prefer=prefer,  # type: ignore[arg-type]
             exclude=exclude or (),
+            batch=batch,
+            time_budget=time_budget,
             threads=threads,
             seed=seed,
             out=place,
             progress=progress,
+            say=_say,
         )
-    _show(result, json)
-    raise typer.Exit(DONE if result.met else NOT_MET)
+
+    _finish(make, json)
 
 
 @app.command()
@@ -201,10 +230,7 @@ def demo(
     """Run the main job on real data without a download: a small CNN trained on handwritten digits."""
     from fewbits.demo import demo as run
 
-    with _progress() as progress:
-        result = run(out, threads=threads, progress=progress)
-    _show(result, json)
-    raise typer.Exit(DONE if result.met else NOT_MET)
+    _finish(lambda progress: run(out, threads=threads, progress=progress, say=_say), json)
 
 
 def main() -> None:
@@ -235,6 +261,25 @@ def _default_place(model: str) -> Path:
         return Path(f"{Path(model).resolve()}-fewbits")
     name = model.rpartition(":")[2].rpartition(".")[2] if is_named(model) else Path(model).with_suffix("")
     return Path(f"{name}-fewbits")
+
+
+def _finish(make: Callable[[Progress], Result], json: bool) -> None:
+    """Make a result, show it, and end with the exit code for it."""
+    from fewbits.compress import Interrupted
+
+    try:
+        with _progress() as progress:
+            result = make(progress)
+    except Interrupted as stop:
+        _show(stop.result, json)
+        _say(f"interrupted; what was tried until then is in {stop.result.folder}")
+        sys.exit(INTERRUPTED)
+    _show(result, json)
+    raise typer.Exit(DONE if result.met else NOT_MET)
+
+
+def _say(line: str) -> None:
+    print(f"fewbits: {line}", file=sys.stderr)
 
 
 def _show(result: Any, json: bool) -> None:

@@ -36,6 +36,7 @@ from fewbits.planning.model_info import Dim, ModelInfo, TensorInfo
 from fewbits.report import record as r
 from fewbits.report.record import Count, Number, Record
 from fewbits.samples import open_samples
+from fewbits.scoring import Wish, metric_for
 from fewbits.tables import plain_table, short
 
 if TYPE_CHECKING:
@@ -196,13 +197,13 @@ def compare(
         reference = Reference(Path(folder))
         batch = samples.batch or BATCH
         reference.record(samples.session(session_a), samples, batch)
-        metric = reference.metric(samples.has_labels())
+        metric, subject = metric_for(Wish(), samples, reference)
         names = samples.results(session_a.output_names)
         watched = _Watched(samples.session(session_b), iter(reference), names)
-        quality = score(watched, samples, batch, reference, metric)
+        quality = score(watched, samples, batch, reference, metric.scorer(subject))
         own = None
-        if metric == "top1":
-            own = score(samples.session(session_a), samples, batch, reference, metric)
+        if subject.against == "labels":
+            own = score(samples.session(session_a), samples, batch, reference, metric.scorer(subject))
     size_a, size_b = artifact_bytes(path_a), artifact_bytes(path_b)
     agreement = quality.agreement
     return Comparison(
@@ -212,7 +213,7 @@ def compare(
         size_ratio=size_b / size_a,
         speedup=speedup_of(ratio(best_a.latency, best_b.latency)),
         samples=quality.samples,
-        metric=metric,
+        metric=metric.name,
         agreement=r.Agreement(
             top1=agreement.top1, cosine_min=agreement.cosine_min, sqnr_db=agreement.sqnr_db
         ),

@@ -8,37 +8,43 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from fewbits.candidates import Candidate, Draft, Written, candidates, drafts, in_framework, resolve
+from fewbits.candidates import (
+    Candidate,
+    Draft,
+    Written,
+    drafts,
+    in_framework,
+    in_order,
+    originals,
+    resolve,
+)
 from fewbits.checkpoint import is_checkpoint, open_job, run_job
 from fewbits.choose import PREFERENCES, Choice, Limits, Measured, Prefer, choose, parse_drop, parse_size
-from fewbits.decide import decide
 from fewbits.describe import describe
+from fewbits.ending import Ending, Say, parse_budget
 from fewbits.engines.cpu import Cpu, cpu
-from fewbits.engines.engine import FORMATS, Engine, EngineSettings, engines_for, get, reads, yardstick
-from fewbits.errors import EngineError, InputError
-from fewbits.fallback import Attempt, Fallback, fall_back, losing
+from fewbits.engines.engine import FORMATS, Engine, EngineSettings, engines_for, get, reads
+from fewbits.errors import InputError
+from fewbits.estimate import Estimate, estimate, pace, sample_count
 from fewbits.feeding import PLAIN, Feeding, Feeds
 from fewbits.figures import Figures, Outcome
 from fewbits.handover import check_place, replacing
-from fewbits.loaded import Loaded, load, wrapped
-from fewbits.measure.latency import Contestant, measure_latency
-from fewbits.measure.quality import MetricName, Reference, score
+from fewbits.loaded import Loaded, load
+from fewbits.measure.latency import Contestant, Latency, measure_latency
 from fewbits.measure.size import artifact_bytes
 from fewbits.models.model import Model, open_model
-from fewbits.observe import observe
 from fewbits.origin import Origin
-from fewbits.planning.plan import Placement
-from fewbits.planning.recipe import Recipe, ResolvedRecipe, assign
-from fewbits.planning.stats import Stats
-from fewbits.samples import Samples, open_samples, synthetic
-from fewbits.sensitivity import sensitivity
+from fewbits.planning.recipe import ResolvedRecipe
+from fewbits.report import words
+from fewbits.samples import HELD_OUT_EVERY, Samples, open_samples, synthetic
+from fewbits.scoring import Evaluate, Scoring, open_scoring, scored, wished
 from fewbits.source import Arch, open_source
-from fewbits.threads import one_torch_thread
+from fewbits.throughput import Batches, check_batches, measure_throughput, parse_batches
+from fewbits.trying import different, try_in_turn, ways_of
 from fewbits.verify import Checker
 
 if TYPE_CHECKING:
@@ -46,14 +52,11 @@ if TYPE_CHECKING:
 
     from fewbits.report.record import Report
 
-SCORING_BATCH = 32
 CLOSE = 1.1  # candidates up to a tenth slower than the fastest are measured twice as long
 CHECKED_SAMPLES = 8  # are run through every written file and held against the plan's own arithmetic
 
 Progress = Callable[[str, int, int], None]
 """Called with a stage, the steps done in it, and the steps in all (0 where that is not known)."""
-
-Evaluate = Callable[[Loaded], float]
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,10 @@ class Asked:
 
 @dataclass(frozen=True)
 class Run:
-    """What every stage of one run needs; ``timings`` and ``notes`` grow as it goes."""
+    """What every stage of one run needs; ``timings`` and ``notes`` grow as it goes.
+
+    ``samples`` are about how many there are to calibrate and to score with.
+    """
 
     model: Model
     folder: Path
@@ -79,28 +85,33 @@ class Run:
     calibration: Samples | None
     scoring: Samples
     sample: Feeds
-    evaluate: Evaluate | None
     progress: Progress
     origin: Origin | None = None
     feeding: Feeding = PLAIN
+    ending: Ending = field(default_factory=Ending)
+    samples: tuple[int, int] = (0, 0)
+    estimate: Estimate | None = None
     timings: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Time what is inside under that name."""
+        """Time what is inside under that name; several times under one add up."""
         start = time.perf_counter()
         self.progress(name, 0, 0)
-        yield
-        self.timings[name] = time.perf_counter() - start
+        try:
+            yield
+        finally:
+            self.timings[name] = self.timings.get(name, 0.0) + time.perf_counter() - start
 
+    def precisions(self) -> dict[str, tuple[str, ...]]:
+        """What each engine can compute in here."""
+        return {name: engine.precisions(self.cpu) for name, engine in self.engines.items()}
 
-@dataclass(frozen=True)
-class Scoring:
-    """What every candidate is scored against, and how."""
-
-    reference: Reference
-    metric: MetricName
+    def reserve(self, scored: int) -> None:
+        """Keep time for measuring so many candidates."""
+        if self.estimate is not None:
+            self.ending.reserved_s = self.estimate.after(scored)
 
 
 @dataclass(frozen=True)
@@ -137,6 +148,14 @@ class Result:
         return text(self.report, str(self.folder / "report.html"))
 
 
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C was pressed once; ``result`` holds what had been tried by then, chosen from and written as a whole."""
+
+    def __init__(self, result: Result) -> None:
+        super().__init__("interrupted")
+        self.result = result
+
+
 def compress(
     model: str | Path | nn.Module,
     data: Any = None,
@@ -144,7 +163,10 @@ def compress(
     arch: Arch | None = None,
     format: str = "auto",
     eval: Any = None,
+    metric: str | None = None,
+    metric_output: str | None = None,
     evaluate: Evaluate | None = None,
+    higher_is_better: bool | None = None,
     batch_axis: Mapping[str, int] | None = None,
     state: Mapping[str, str] | None = None,
     recipe: str = "auto",
@@ -154,10 +176,13 @@ def compress(
     min_speedup: float | None = None,
     prefer: Prefer = "speed",
     exclude: Sequence[str] = (),
+    batch: Batches | None = None,
+    time_budget: str | float | None = None,
     threads: int | None = None,
     seed: int = 0,
     out: str | Path | None = None,
     progress: Progress = lambda stage, done, total: None,
+    say: Say = lambda line: None,
 ) -> Result:
     """Hand back the same model in fewer bits, with proof: measured in the runtime that will run it.
 
@@ -171,8 +196,15 @@ def compress(
         format: of the files to write: ``onnx``, ``tflite``, or ``auto``: that of the file given; ``tflite`` for a Keras
             model, ``onnx`` for a module; or what ``engine`` runs.
         data: calibration samples: an ``.npz``, arrays, or batches (see :func:`fewbits.samples.open_samples`).
-        eval: samples to score with, with ``labels`` where the score is top-1; else a part of ``data`` is kept for it.
-        evaluate: gives a score, higher is better, for a callable model; takes the place of the built-in metric.
+        eval: samples to score with, with ``labels`` where the metric needs them; else a part of ``data`` is kept
+            for it.
+        metric: the score: ``top1``, ``top5``, ``spearman``, ``mse``, ``psnr``, ``cosine``, ``agreement``, or
+            ``module:function``, a function of outputs and labels (or of the model alone, as ``evaluate``). Where None,
+            ``top1`` with labels, without them ``agreement`` or ``cosine`` with the original's outputs.
+        metric_output: the name of the output that is scored, where the model has several; else the first, or where
+            outputs are compared with the original's, all of them.
+        evaluate: gives a score for a callable model; takes the place of a metric.
+        higher_is_better: False for an ``evaluate`` or a ``module:function`` of which less is better.
         batch_axis: of inputs that the data has one of for each sample, but that the model does not take one after the
             other along its first axis: along which. What is the same for all samples (a scalar, or an input whose first
             axis is not its batch) is given whole, and needs no axis.
@@ -181,21 +213,30 @@ def compress(
             or with what the data has for that input.
         recipe: ``auto``, a preset, ``original``, or the path of a recipe in TOML.
         engine: ``auto`` for all that are installed, or one of them.
-        max_drop: largest loss: ``"1%"`` of the original's score, or a number in the metric's unit.
+        max_drop: largest loss: ``"1%"`` of the original's score, or a number in the metric's unit. For ``mse`` and
+            ``psnr`` against the original's own outputs, the percentage is of their energy.
         max_size: largest file: ``"25%"`` of the original, ``"20MB"``, or bytes.
         min_speedup: against the original in float32 in its fastest engine.
         prefer: what decides among those that meet the limits: ``speed``, ``size`` or ``quality``.
         exclude: patterns of layer names or operators to keep in float.
+        batch: batch sizes to measure throughput at as well: ``8``, ``"1,8,32"`` or ``(1, 8, 32)``.
+        time_budget: after which nothing new is tried: ``"90s"``, ``"10m"``, ``"1h"``, or seconds. The most promising
+            candidates come first, and what there was no time for is listed in the report.
         threads: of one inference; the usable physical cores where None.
         seed: of everything drawn at random.
         out: folder for the result; a temporary one where None (then ``Result.save``).
         progress: told of what goes on.
+        say: told in a line what the time budget will allow, and what Ctrl-C leads to.
 
     Raises:
+        Interrupted: Ctrl-C was pressed when something had been tried already; the result is written, and in it.
         InputError: something the user gave is wrong; nothing is written.
         VerificationError: a written file does not hold what was planned; nothing is handed over.
     """
     asked = Asked(max_drop, max_size, min_speedup, prefer)
+    wish = wished(metric, evaluate, higher_is_better, metric_output)
+    batches = parse_batches(batch)
+    ending = Ending(parse_budget(time_budget), say)
     _check(asked, engine, format, threads, seed)
     feeding = Feeding(dict(batch_axis or {}), dict(state or {}))
     if is_checkpoint(model):
@@ -203,7 +244,12 @@ def compress(
             model,
             data=data is not None,
             eval=eval is not None,
+            metric=metric is not None,
+            metric_output=metric_output is not None,
             evaluate=evaluate is not None,
+            higher_is_better=higher_is_better is not None,
+            batch=bool(batches),
+            time_budget=time_budget is not None,
             arch=arch is not None,
             format=format != "auto",
             batch_axis=bool(batch_axis),
@@ -227,10 +273,12 @@ def compress(
         path, origin = open_source(model, arch, data, eval, Path(scratch), progress, feeding, to)
         exporting = time.perf_counter() - start
         run = _begin(
-            path, data, eval, evaluate, engine, threads, seed, Path(scratch), progress, origin, feeding
+            path, data, eval, engine, threads, seed, Path(scratch), progress, origin, feeding, ending
         )
         if origin is not None:
             run.timings["export"] = exporting
+        if (static := check_batches(batches, run.scoring, run.sample)) is not None:
+            run.notes.append(static)
         planned, passed_over = drafts(
             recipes, run.model.info, run.engines, run.cpu, run.calibration is not None
         )
@@ -238,23 +286,35 @@ def compress(
             raise InputError(passed_over[0])
         run.notes.extend(passed_over)
 
-        stats = _observe(run, planned)
-        written = _write(run, planned, stats)
-        tried = _candidates(run, written, recipes)
-        scoring, scored = _score(run, tried)
+        as_it_came = _originals(run)
+        planned, ways, run = _schedule(run, planned, recipes, as_it_came, asked, batches)
+        with run.stage("original"):
+            scoring, first = open_scoring(run, wish, as_it_came)
+            known = [first if one is first.candidate else scored(run, one, scoring) for one in as_it_came]
+        if not scoring.original and str(max_drop).strip().endswith("%") and not scoring.allowed(max_drop):
+            run.notes.append(
+                f"the original's score is 0, of which {max_drop} is nothing: no loss is allowed; a max_drop without % "
+                "is in the metric's unit"
+            )
         resolved = any(one.engine is not None for one in recipes)  # to be made again as it was
-        fallbacks = [] if resolved else _fall_back(run, scored, scoring, stats, asked)
-        scored += [one.last for one in fallbacks]
-        outcomes = _verify(run, _measure(run, scored))  # a file that crashes its engine does so in a worker
-        figures = Figures(outcomes)
-        choice, limits = _choose(run, outcomes, figures, asked)
+        most = None if resolved else scoring.allowed(max_drop)
+        tried = try_in_turn(run, planned, ways, scoring, known, most)
+        # A file that crashes its engine does so in a worker: it is measured before it is run here.
+        outcomes = _throughput(run, _verify(run, _measure(run, tried.outcomes)), batches)
+        figures = Figures(outcomes, scoring.metric.higher_is_better)
+        choice, limits = _choose(run, outcomes, figures, scoring, asked)
 
         place = _place(out)
-        with replacing(place) as folder:
-            report = describe(
-                run, outcomes, fallbacks, figures, choice, limits, asked, scoring.metric, folder
-            )
-        return Result(report, place)
+
+        def hand_over() -> Result:
+            with replacing(place) as folder:
+                report = describe(run, tried, outcomes, figures, choice, limits, asked, scoring, folder)
+            return Result(report, place)
+
+        result = ending.finishing(hand_over)
+        if ending.interrupted:
+            raise Interrupted(result)
+        return result
 
 
 def _refuse(model: Any, **given: bool) -> None:
@@ -276,7 +336,7 @@ def _check(asked: Asked, engine: str, format: str, threads: int | None, seed: in
         raise InputError(f"prefer is {asked.prefer!r}; allowed are {', '.join(PREFERENCES)}")
     if asked.min_speedup is not None and not 0 <= asked.min_speedup < float("inf"):
         raise InputError(f"min_speedup is {asked.min_speedup}; give a number such as 1.5")
-    parse_drop(asked.max_drop, 100.0)
+    parse_drop(asked.max_drop, lambda share: share)
     parse_size(asked.max_size, 1)
     if format not in ("auto", *FORMATS):
         raise InputError(f"format is {format!r}; allowed are auto, {', '.join(FORMATS)}")
@@ -299,7 +359,6 @@ def _begin(
     path: Path,
     data: Any,
     eval: Any,
-    evaluate: Evaluate | None,
     engine: str,
     threads: int | None,
     seed: int,
@@ -307,6 +366,7 @@ def _begin(
     progress: Progress,
     origin: Origin | None = None,
     feeding: Feeding = PLAIN,
+    ending: Ending | None = None,
 ) -> Run:
     """Open the model, the data and the engines, and check each against the others."""
     start = time.perf_counter()
@@ -346,213 +406,139 @@ def _begin(
         calibration,
         scoring,
         sample,
-        evaluate,
         progress,
         origin,
         feeding,
+        ending or Ending(),
+        _sample_counts(data, eval),
         notes=notes,
     )
     run.timings["load"] = time.perf_counter() - start
     return run
 
 
-def _observe(run: Run, planned: Sequence[Draft]) -> Stats | None:
-    """Stream the calibration data through the float model once, for every file that gains by it."""
-    wanted = [run.model.wanted(draft.assigned, draft.target) for draft in planned if draft.recipe.uses_data]
-    if not wanted or run.calibration is None:
-        return None
-    with run.stage("observe"), one_torch_thread():
-        tensors = list(dict.fromkeys(name for one in wanted for name in one.tensors))
-        path = run.folder / f"observed.{run.model.format}"
-        run.model.tapped(tensors, path)
-        engine = yardstick(run.model.format)
-        compiled = engine.compile(path, EngineSettings(engine.name, "f32", run.threads))
-        session = run.calibration.session(compiled)
-        rows = {name for one in wanted for name in one.rows}
-        samples = {name for one in wanted for name in one.samples}
-
-        def progress(done: int) -> None:
-            run.progress("observe", done, 0)
-
-        return observe(session, run.calibration, tensors, rows, samples, run.calibration.batch, progress)
+def _sample_counts(data: Any, eval: Any) -> tuple[int, int]:
+    """About how many samples there are to calibrate with, and to score with."""
+    count = sample_count(data)
+    return (count, sample_count(eval)) if eval is not None else (count, -(-count // HELD_OUT_EVERY))
 
 
-def _write(run: Run, planned: Sequence[Draft], stats: Stats | None) -> list[Written]:
-    """Decide, write and read back every draft."""
-    written: list[Written] = []
-    placed: set[tuple[str, str, Placement]] = set()
-    with run.stage("write"):
-        for number, draft in enumerate(planned):
-            run.progress("write", number, len(planned))
-            placement = run.model.place(draft.assigned, draft.target)
-            which = (draft.recipe.name, draft.target.engine, placement)
-            if which in placed:  # two of the engine's placements come to the same in this model
-                continue
-            placed.add(which)
-            file = _written(run, draft, stats, run.folder / str(number))
-            if file is None:
-                run.notes.append(f"recipe {draft.recipe.name!r}: every layer is too small to gain anything")
-            else:
-                written.append(file)
-    return written
-
-
-def _written(run: Run, draft: Draft, stats: Stats | None, folder: Path) -> Written | None:
-    """The draft as a file in a new folder; None where no layer gains anything by it."""
-    with one_torch_thread():
-        placement = run.model.place(draft.assigned, draft.target)
-        plan = decide(draft.recipe, draft.assigned, placement, stats, draft.target, run.model.weight)
-    if not plan.weights:
-        return None
-    folder.mkdir(exist_ok=True)
-    path = folder / run.model.artifact_name
-    run.model.write(plan, path)
-    return Written(path, draft, plan, run.model.read_back(path, plan))
-
-
-def _candidates(
-    run: Run, written: Sequence[Written], recipes: Sequence[ResolvedRecipe]
-) -> tuple[Candidate, ...]:
-    """The original and every file, at every precision of the engines; or as a resolved recipe pins it."""
-    precisions = {name: engine.precisions(run.cpu) for name, engine in run.engines.items()}
+def _originals(run: Run) -> tuple[Candidate, ...]:
+    """The original in every engine and precision, those of the framework it came from last."""
     original = Written(run.model.path, None, None, run.model.bytes_by_dtype())
-    tried = candidates(original, written, run.engines, precisions, run.threads)
+    found = originals(original, run.precisions(), run.threads)
     if (origin := run.origin) is not None and origin.program is not None:
         offered = get(origin.framework).precisions(run.cpu)
-        tried += in_framework(origin.program, origin.framework, offered, run.threads)
-    pinned = recipes[0].precision if len(recipes) == 1 else None
-    return tuple(one for one in tried if one.is_original or pinned in (None, one.settings.precision))
-
-
-def _score(run: Run, tried: Sequence[Candidate]) -> tuple[Scoring, list[Outcome]]:
-    """Run every candidate over the scoring samples, against the original's outputs in float32."""
-    with run.stage("score"):
-        reference = _reference(run, tried, run.scoring.batch or SCORING_BATCH)
-        scoring = Scoring(reference, reference.metric(run.scoring.has_labels()))
-        outcomes = []
-        for number, one in enumerate(tried):
-            run.progress("score", number, len(tried))
-            outcomes.append(_scored(run, one, scoring))
-    return scoring, outcomes
-
-
-def _scored(run: Run, candidate: Candidate, scoring: Scoring) -> Outcome:
-    try:
-        compiled = get(candidate.settings.engine).compile(candidate.file.path, candidate.settings)
-        batch = run.scoring.batch or SCORING_BATCH
-        quality = score(run.scoring.session(compiled), run.scoring, batch, scoring.reference, scoring.metric)
-        value = quality.score if run.evaluate is None else _evaluated(run, run.evaluate, candidate)
-        return Outcome(candidate, quality=quality, score=value)
-    except EngineError as error:
-        return Outcome(candidate, error=str(error))
-
-
-def _fall_back(
-    run: Run, scored: Sequence[Outcome], scoring: Scoring, stats: Stats | None, asked: Asked
-) -> list[Fallback]:
-    """Where static files lose more than is allowed, raise their layers until one does not."""
-    original = next(
-        (one.score for one in scored if one.candidate.is_original and one.score is not None), None
-    )
-    if original is None or stats is None or run.calibration is None:
-        return []
-    least = original - parse_drop(asked.max_drop, original)
-    found: list[Fallback] = []
-    with run.stage("fall back"):
-        for start in losing(scored, least):
-            place = run.folder / f"raised-{len(found)}"
-            place.mkdir()
-
-            def progress(done: int, total: int) -> None:
-                run.progress("fall back", done, total)
-
-            with one_torch_thread():
-                errors = sensitivity(run.model, start.candidate, stats, run.calibration, place, progress)
-            found.append(fall_back(start, errors, _attempts(run, start, scoring, stats, place), least))
+        found += in_framework(origin.program, origin.framework, offered, run.threads)
     return found
 
 
-def _attempts(run: Run, start: Outcome, scoring: Scoring, stats: Stats, place: Path) -> Attempt:
-    draft = start.candidate.file.draft
-    assert draft is not None
-
-    def attempt(recipe: Recipe) -> Outcome:
-        file = _written(
-            run,
-            replace(draft, recipe=recipe, assigned=assign(recipe, run.model.info)),
-            stats,
-            Path(tempfile.mkdtemp(dir=place)),
+def _schedule(
+    run: Run,
+    planned: Sequence[Draft],
+    recipes: Sequence[ResolvedRecipe],
+    as_it_came: Sequence[Candidate],
+    asked: Asked,
+    batches: Sequence[int],
+) -> tuple[tuple[Draft, ...], list[dict[str, EngineSettings]], Run]:
+    """The files in the order in which they are tried, and under what; with a time budget, how long it will take."""
+    planned = different(run, planned)
+    pinned = recipes[0].precision if len(recipes) == 1 else None
+    data_last = False
+    if run.ending.budget_s is not None:
+        count = len(as_it_came) + sum(map(len, ways_of(run, planned, pinned)))
+        found = estimate(
+            pace(as_it_came, run.sample, run.scoring.batch or 1),
+            run.model.info.layers,
+            planned,
+            count,
+            sum(size != (run.scoring.batch or 1) for size in batches),
+            *run.samples,
         )
-        assert file is not None
-        name = start.candidate.name.replace(draft.recipe.name, recipe.name, 1)
-        return _scored(run, replace(start.candidate, name=name, file=file), scoring)
-
-    return attempt
-
-
-def _reference(run: Run, tried: Sequence[Candidate], batch: int) -> Reference:
-    """The original's outputs in float32, from the first engine that can run it."""
-    folder = run.folder / "reference"
-    folder.mkdir()
-    reference = Reference(folder)
-    errors = []
-    for one in tried:
-        if one.is_original and one.settings.precision == "f32":
-            try:
-                session = get(one.settings.engine).compile(one.file.path, one.settings)
-                reference.record(run.scoring.session(session), run.scoring, batch)
-                return reference
-            except EngineError as error:
-                errors.append(str(error))
-    raise InputError(f"{run.model.path}: no engine can run the original: {'; '.join(errors)}")
+        run = replace(run, estimate=found)
+        run.reserve(len(as_it_came))
+        data_last = found.calibrated > 0 and found.calibrate_s > run.ending.left_s - run.ending.reserved_s
+        run.ending.say(_in_words(found, run.ending.left_s, data_last))
+    planned = in_order(planned, asked.prefer, data_last)
+    return planned, ways_of(run, planned, pinned), run
 
 
-def _evaluated(run: Run, evaluate: Evaluate, candidate: Candidate) -> float | None:
-    structure = None if run.origin is None else run.origin.structure
-    inputs = tuple(one.name for one in run.model.info.inputs)
-    value = float(evaluate(wrapped(candidate.file.path, candidate.settings, inputs, structure)))
-    return value if np.isfinite(value) else None
+def _in_words(found: Estimate, left_s: float, data_last: bool) -> str:
+    """The estimate in a line."""
+    text = f"about {words.seconds(found.total_s)} for {found.candidates} candidates, of {words.seconds(left_s)} left"
+    if data_last:
+        return f"{text}; calibrating alone takes about {words.seconds(found.calibrate_s)}, so what needs it comes last"
+    return text if found.total_s <= left_s else f"{text}: the most promising come first"
+
+
+def _measure(run: Run, outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """Latency of all that can be run, side by side."""
+    able = [one.candidate for one in outcomes if one.error is None]
+    contestants = [Contestant(one.name, one.file.path, one.settings) for one in able]
+    as_it_came = [one.name for one in able if one.is_original]
+
+    def progress(done: int, total: int, name: str) -> None:
+        run.progress("measure", done, total)
+
+    def measured() -> list[Latency]:
+        return measure_latency(
+            contestants,
+            run.sample,
+            seed=run.seed,
+            close=CLOSE,
+            beside=as_it_came,
+            ending=run.ending,
+            progress=progress,
+        )
+
+    if run.estimate is not None:
+        run.ending.reserved_s = run.estimate.finishing(len(able))
+    with run.stage("measure"):
+        latencies = run.ending.finishing(measured, lambda: len(able) > len(as_it_came))
+    by_name = {latency.name: latency for latency in latencies}
+    found = []
+    for one in outcomes:
+        latency = by_name.get(one.candidate.name)
+        failed = None if latency is None else latency.error
+        found.append(replace(one, latency=None if failed else latency, error=one.error or failed))
+    return found
 
 
 def _verify(run: Run, outcomes: Sequence[Outcome]) -> list[Outcome]:
     """Hold every written file, run in its engine, against the plan's own arithmetic."""
     with run.stage("verify"):
-        checker = Checker(run.model, run.scoring, CHECKED_SAMPLES, run.folder)
+        checker = run.ending.finishing(lambda: Checker(run.model, run.scoring, CHECKED_SAMPLES, run.folder))
         checked = []
-        for number, outcome in enumerate(outcomes):
+        for number, one in enumerate(outcomes):
             run.progress("verify", number, len(outcomes))
-            if outcome.error is None and not outcome.candidate.is_original:
-                outcome = replace(outcome, error=checker.difference(outcome.candidate))
-            checked.append(outcome)
+            if one.error is None and not one.candidate.is_original:
+                error = run.ending.finishing(partial(checker.difference, one.candidate))
+                one = replace(one, error=error)
+            checked.append(one)
     return checked
 
 
-def _measure(run: Run, outcomes: Sequence[Outcome]) -> list[Outcome]:
-    """Latency of all that can be run, side by side."""
-    with run.stage("measure"):
-        able = [one.candidate for one in outcomes if one.error is None]
-        contestants = [Contestant(one.name, one.file.path, one.settings) for one in able]
+def _throughput(run: Run, outcomes: Sequence[Outcome], batches: Sequence[int]) -> list[Outcome]:
+    """Samples per second in larger batches, of all that can be run."""
+    if not batches:
+        return list(outcomes)
+    with run.stage("throughput"):
 
-        def progress(done: int, total: int, name: str) -> None:
-            run.progress("measure", done, total)
+        def progress(done: int, total: int) -> None:
+            run.progress("throughput", done, total)
 
-        originals = [one.name for one in able if one.is_original]
-        latencies = measure_latency(
-            contestants, run.sample, seed=run.seed, close=CLOSE, beside=originals, progress=progress
-        )
-        by_name = {latency.name: latency for latency in latencies}
-    measured = []
-    for one in outcomes:
-        latency = by_name.get(one.candidate.name)
-        failed = None if latency is None else latency.error
-        measured.append(replace(one, latency=None if failed else latency, error=one.error or failed))
-    return measured
+        found, left = measure_throughput(outcomes, batches, run.scoring, run.seed, run.ending, progress)
+    if left:
+        run.notes.append(f"no throughput at batch {', '.join(map(str, left))}: the run ended before")
+    return found
 
 
-def _choose(run: Run, outcomes: Sequence[Outcome], figures: Figures, asked: Asked) -> tuple[Choice, Limits]:
+def _choose(
+    run: Run, outcomes: Sequence[Outcome], figures: Figures, scoring: Scoring, asked: Asked
+) -> tuple[Choice, Limits]:
     """Resolve the limits against the original, and choose."""
     limits = Limits(
-        parse_drop(asked.max_drop, figures.original_score),
+        scoring.allowed(asked.max_drop),
         parse_size(asked.max_size, run.model.size_bytes),
         asked.min_speedup,
     )
@@ -565,7 +551,8 @@ def _choose(run: Run, outcomes: Sequence[Outcome], figures: Figures, asked: Aske
             figures.drop(one),
             one.error,
             one.candidate.in_framework,
+            one.unscored,
         )
         for one in outcomes
     ]
-    return choose(measured, limits, asked.prefer, "" if run.evaluate else " points"), limits
+    return choose(measured, limits, asked.prefer, scoring.metric.unit_of_drops), limits

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fewbits.compress import Progress, Result, compress
+from fewbits.ending import Say
 from fewbits.errors import MissingExtraError
 
 if TYPE_CHECKING:
@@ -24,7 +25,11 @@ EPOCHS = 25
 
 
 def demo(
-    out: str | Path, *, threads: int | None = None, progress: Progress = lambda stage, done, total: None
+    out: str | Path,
+    *,
+    threads: int | None = None,
+    progress: Progress = lambda stage, done, total: None,
+    say: Say = lambda line: None,
 ) -> Result:
     """Train a small residual CNN on the digits, export it, and compress it on every engine installed.
 
@@ -46,6 +51,7 @@ def demo(
             threads=threads,
             out=out,
             progress=progress,
+            say=say,
         )
 
 

@@ -16,54 +16,50 @@ from fewbits import __version__
 from fewbits.candidates import ORIGINAL, Candidate, Written
 from fewbits.choose import Choice, Limits
 from fewbits.contest import spelled_out
+from fewbits.ending import Ending
 from fewbits.engines.engine import get, literal_session
 from fewbits.fallback import Fallback
 from fewbits.figures import Figures, Outcome
 from fewbits.handover import REPORT
 from fewbits.measure.latency import Ratio
-from fewbits.measure.quality import MetricName
+from fewbits.measure.metrics import Metric
 from fewbits.measure.size import artifact_bytes, artifact_files
-from fewbits.origin import Origin
 from fewbits.planning.plan import LayerPlan, Plan, WeightPlan
 from fewbits.planning.recipe import Recipe, ResolvedRecipe, Rule, write_recipe
 from fewbits.planning.target import WeightForm
 from fewbits.report import record as r
 from fewbits.report.histogram import histogram
 from fewbits.report.html import render
+from fewbits.scoring import Scoring
+from fewbits.trying import Tried
 
 if TYPE_CHECKING:
     from fewbits.compress import Asked, Run
 
-METRICS: dict[MetricName, tuple[str, str]] = {
-    "top1": ("%", "share of samples whose largest output is their label"),
-    "agreement": ("%", "share of samples whose largest output is the original's"),
-    "cosine": ("%", "mean cosine of the outputs with the original's, times 100"),
-}
 FORMS: dict[WeightForm, str] = {
     "cast_mul": "Cast + Mul",
     "cast_twice_mul": "Cast + Cast + Mul",
     "dequantize": "DequantizeLinear",
 }
 IN_FRAMEWORK = "for comparison only"
+SHOWN_NAMES = 6  # of what was not tried, in a note; all of them are in a list of their own
 DESCRIBED_SAMPLES = 8  # are run for the error of every layer's output
 
 
 def describe(
     run: Run,
+    tried: Tried,
     outcomes: Sequence[Outcome],
-    fallbacks: Sequence[Fallback],
     figures: Figures,
     choice: Choice,
     limits: Limits,
     asked: Asked,
-    metric: MetricName,
+    scoring: Scoring,
     folder: Path,
 ) -> r.Report:
     """Build the report, and fill ``folder`` with everything that is handed over."""
     saved = next((one for one in outcomes if one.candidate.name == choice.saved), None)
-    unit, description = (
-        METRICS[metric] if run.evaluate is None else ("", "as the given function evaluates it")
-    )
+    metric, subject = scoring.metric, scoring.subject
     layers: tuple[r.Layer, ...] = ()
     left: tuple[r.LeftInFloat, ...] = ()
     shown = None
@@ -92,18 +88,21 @@ def describe(
             else run.origin.structure.to_json(),
         ),
         metric=r.Metric(
-            name=metric if run.evaluate is None else "evaluate",
+            name=metric.name,
+            higher_is_better=metric.higher_is_better,
             original=figures.original_score,
-            unit=unit,
+            unit=metric.unit,
             samples=figures.reference.quality.samples if figures.reference.quality else None,
-            description=description,
+            description=metric.description,
+            against=None if scoring.wish.of_model is not None else subject.against,
+            output=None if subject.place is None else subject.outputs[subject.place],
         ),
         limits=r.Limits(
             max_drop=str(asked.max_drop),
             max_size=None if asked.max_size is None else str(asked.max_size),
             min_speedup=asked.min_speedup,
             prefer=asked.prefer,
-            metric_limit=None if limits.max_drop is None else figures.original_score - limits.max_drop,
+            metric_limit=None if limits.max_drop is None else figures.after(limits.max_drop),
             size_limit_bytes=limits.max_bytes,
             latency_limit_ms=None
             if not limits.min_speedup or figures.reference.latency is None
@@ -112,11 +111,11 @@ def describe(
         chosen=choice.chosen,
         saved=choice.saved,
         reference=figures.reference.candidate.name,
-        verdict=_verdict(saved, figures, choice, run.origin),
+        verdict=_verdict(saved, figures, choice, metric, run, tried),
         candidates=tuple(_candidate(run, one, figures, choice, saved) for one in outcomes),
         layers=layers,
         left_in_float=left,
-        fallbacks=tuple(_fallback(one, figures) for one in fallbacks),
+        fallbacks=tuple(_fallback(one, figures) for one in tried.fallbacks),
         bytes_by_dtype=dict(saved.candidate.file.bytes_by_dtype) if saved else {},
         bytes_by_dtype_original=dict(run.model.bytes_by_dtype()),
         histogram=shown,
@@ -128,11 +127,33 @@ def describe(
         if saved is None
         else saved.candidate.settings.snippet(run.model.artifact_name, _shapes(run)),
         files=files,
-        notes=tuple(run.notes),
+        time_budget_s=run.ending.budget_s,
+        estimated_s=None if run.estimate is None else run.estimate.total_s,
+        interrupted=run.ending.interrupted,
+        not_tried=tuple(r.NotTried(name=name, why=_why(run.ending)) for name in tried.left),
+        notes=(*_early(run.ending, tried, outcomes), *run.notes),
     )
     (folder / REPORT).write_text(report.to_json(), encoding="utf-8")
     (folder / "report.html").write_text(render(report), encoding="utf-8")
     return report
+
+
+def _why(ending: Ending) -> str:
+    return "interrupted" if ending.interrupted else "the time was over"
+
+
+def _early(ending: Ending, tried: Tried, outcomes: Sequence[Outcome]) -> tuple[str, ...]:
+    """What to say of a run that ended early; nothing of one that did not."""
+    if not ending.early:
+        return ()
+    if not tried.left:
+        return (f"ended early: {_why(ending)}; every candidate had been tried",)
+    shown = ", ".join(tried.left[:SHOWN_NAMES])
+    more = f" and {len(tried.left) - SHOWN_NAMES} more" if len(tried.left) > SHOWN_NAMES else ""
+    return (
+        f"ended early: {_why(ending)}; {len(outcomes)} candidates were tried, and {len(tried.left)} were not: "
+        f"{shown}{more}",
+    )
 
 
 def _fallback(found: Fallback, figures: Figures) -> r.Fallback:
@@ -148,7 +169,7 @@ def _fallback(found: Fallback, figures: Figures) -> r.Fallback:
                 to=step.to,
                 error_db=step.error_db,
                 metric=step.score,
-                drop=None if step.score is None else figures.original_score - step.score,
+                drop=None if step.score is None else figures.lost(step.score),
                 size_bytes=step.size_bytes,
             )
             for step in found.steps
@@ -232,6 +253,7 @@ def _candidate(
         tied=tied and _tied(one, saved),
         load_ms=None if latency is None else latency.load_ms,
         resident_bytes=None if latency is None else latency.resident_bytes,
+        throughput=tuple(r.Throughput(**vars(part)) for part in one.throughput),
         threads=settings.threads,
         weight_form=_form(file),
         folded=_folded(file),
@@ -395,20 +417,28 @@ def _histogram(plan: Plan) -> r.Histogram | None:
     return histogram(worst.name, weight.values, weight.codes.dequantize().numpy(), "its weights lost most")
 
 
-def _verdict(saved: Outcome | None, figures: Figures, choice: Choice, origin: Origin | None) -> str:
+def _verdict(
+    saved: Outcome | None, figures: Figures, choice: Choice, metric: Metric, run: Run, tried: Tried
+) -> str:
     if saved is None:
         return "No candidate could be measured and scored; nothing but this report was written."
     speedup = figures.speedup(saved)
     times = "" if speedup is None else f", {_speed(speedup)}"
     drop = figures.drop(saved)
-    lost = "" if drop is None else f", {_lost(drop)}"
+    lost = "" if drop is None else f", {_lost(drop, metric)}"
     name = saved.candidate.name
     if choice.chosen is None:
-        return f"No candidate meets the limits; the best so far is {name}: {'; '.join(choice.failed[name])}."
+        which = "No candidate that was tried" if tried.left else "No candidate"
+        return f"{which} meets the limits; the best so far is {name}: {'; '.join(choice.failed[name])}."
     if saved.candidate.is_original:
+        origin = run.origin
         where = f"{saved.candidate.settings.engine} at {saved.candidate.settings.precision}"
         what = "original file" if origin is None else f"original, exported from {origin.framework},"
-        return f"Do not quantize: run the {what} in {where}{times}{lost}."
+        advice = "Do not quantize"
+        if tried.left:
+            some = any(not one.candidate.is_original for one in tried.outcomes)
+            advice = "Nothing that was tried is better" if some else "Nothing but the original was tried"
+        return f"{advice}: run the {what} in {where}{times}{lost}."
     share = artifact_bytes(saved.candidate.file.path) / artifact_bytes(figures.reference.candidate.file.path)
     return f"Take {name}: {share:.0%} of the bytes{times}{lost}."
 
@@ -417,10 +447,14 @@ def _speed(speedup: Ratio) -> str:
     return "as fast as float32" if speedup.tie else f"{speedup.value:.2f} times as fast as float32"
 
 
-def _lost(drop: float) -> str:
-    if drop > 0:
-        return f"losing {drop:.2f} points of the score"
-    return "with the same score" if drop == 0 else f"gaining {-drop:.2f} points of the score"
+def _lost(drop: float, metric: Metric) -> str:
+    if drop == 0:
+        return "with the same score"
+    amount = f"{abs(drop):.2f}" if metric.unit == "%" else f"{abs(drop):.3g}"
+    if metric.higher_is_better:
+        return f"{'losing' if drop > 0 else 'gaining'} {amount}{metric.unit_of_drops} of the score"
+    way = "higher" if drop > 0 else "lower"
+    return f"with a score {amount}{metric.unit_of_drops} {way} (lower is better)"
 
 
 def _shapes(run: Run) -> dict[str, tuple[int, ...]]:

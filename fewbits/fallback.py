@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from fewbits.candidates import Draft
+from fewbits.ending import Ending
 from fewbits.figures import Outcome
 from fewbits.measure.size import artifact_bytes
 from fewbits.planning.recipe import Recipe, Rule
@@ -50,17 +51,20 @@ class Fallback:
     steps: tuple[Step, ...]
 
 
-def losing(scored: Sequence[Outcome], least: float) -> Iterator[Outcome]:
-    """Of each static recipe and engine of which no file scores ``least``, the one that scores best in float32."""
+def losing(scored: Sequence[Outcome], drop: Callable[[float], float], most: float) -> Iterator[Outcome]:
+    """Of each static recipe and engine of which every file loses over ``most``, the one that loses least in float32.
+
+    ``drop`` gives what a score loses.
+    """
     groups: dict[tuple[str, str], list[Outcome]] = {}
     for one in scored:
         draft = one.candidate.file.draft
         if draft is not None and draft.recipe.needs_data and one.score is not None and one.error is None:
             groups.setdefault((draft.recipe.name, one.candidate.settings.engine), []).append(one)
     for found in groups.values():
-        if all(one.score is not None and one.score < least for one in found):
+        if all(one.score is not None and drop(one.score) > most for one in found):
             plain = [one for one in found if one.candidate.settings.precision == "f32"] or found
-            yield max(plain, key=lambda one: one.score or 0.0)
+            yield min(plain, key=lambda one: drop(one.score or 0.0))
 
 
 def alone(draft: Draft, layer: str) -> Draft:
@@ -76,38 +80,58 @@ def raised(recipe: Recipe, layers: Sequence[str], scheme: Scheme | None) -> Reci
     return replace(recipe, rules=tuple(Rule(name, scheme) for name in layers) + recipe.rules)
 
 
-def fall_back(start: Outcome, errors_db: Mapping[str, float], attempt: Attempt, least: float) -> Fallback:
-    """Raise layers, the one with the largest error first, until the file scores ``least``.
+def fall_back(
+    start: Outcome,
+    errors_db: Mapping[str, float],
+    attempt: Attempt,
+    drop: Callable[[float], float],
+    most: float,
+    ending: Ending,
+) -> Fallback:
+    """Raise layers, the one with the largest error first, until the file loses no more than it may.
+
+    Where the run is to end first, the way so far is kept; it may have no step.
 
     Args:
         start: the file that loses too much.
         errors_db: error of the model's outputs with one layer quantized alone, by layer.
         attempt: writes and scores a recipe.
-        least: the lowest score that meets the limit.
+        drop: what a score loses.
+        most: the largest drop that meets the limit.
+        ending: when the run is to end.
     """
     draft = start.candidate.file.draft
     assert draft is not None
     order = sorted(errors_db, key=lambda name: -errors_db[name])
-    size = -(-len(order) // GROUPS)
+    size = max(1, -(-len(order) // GROUPS))
     last, steps = start, []
-    for scheme in HIGHER:
-        for start_of in range(0, len(order), size):
-            end = min(start_of + size, len(order))
-            group = order[start_of:end]
-            recipe = raised(draft.recipe, order[:end], scheme)
-            if scheme is None and end < len(order):
-                recipe = raised(recipe, order[end:], HIGHER[0])
-            how = f"raised {len(order)}, {end} to float" if scheme is None else f"raised {end}"
-            last = attempt(replace(recipe, name=f"{draft.recipe.name} {how}"))
+    with ending.keeping(lambda: True):
+        for layers, to, higher in _stairs(draft.recipe, order, size):
+            ending.check()
+            last = attempt(higher)
             steps.append(
                 Step(
-                    tuple(group),
-                    "float" if scheme is None else scheme.qtype,
-                    tuple(errors_db[name] for name in group),
+                    layers,
+                    to,
+                    tuple(errors_db[name] for name in layers),
                     last.score,
                     artifact_bytes(last.candidate.file.path),
                 )
             )
-            if last.error is None and last.score is not None and last.score >= least:
-                return Fallback(start, last, tuple(steps))
+            if last.error is None and last.score is not None and drop(last.score) <= most:
+                break
     return Fallback(start, last, tuple(steps))
+
+
+def _stairs(recipe: Recipe, order: Sequence[str], size: int) -> Iterator[tuple[tuple[str, ...], str, Recipe]]:
+    """Step by step: the layers raised in it, what to, and the recipe with all that are raised by then."""
+    for scheme in HIGHER:
+        for start in range(0, len(order), size):
+            end = min(start + size, len(order))
+            higher = raised(recipe, order[:end], scheme)
+            how = f"raised {end}"
+            if scheme is None:
+                how = f"raised {len(order)}, {end} to float"
+                higher = raised(higher, order[end:], HIGHER[0]) if end < len(order) else higher
+            to = "float" if scheme is None else scheme.qtype
+            yield tuple(order[start:end]), to, replace(higher, name=f"{recipe.name} {how}")

@@ -12,14 +12,29 @@ from fewbits.measure.quality import Quality
 
 
 @dataclass(frozen=True)
+class Throughput:
+    """Of a candidate at one batch size: samples per second, and the median latency of a batch in ms."""
+
+    batch: int
+    samples_per_s: float | None
+    p50_ms: float | None
+    error: str | None = None
+
+
+@dataclass(frozen=True)
 class Outcome:
-    """A candidate and what was measured of it; None where it could not be, with the reason in ``error``."""
+    """A candidate and what was measured of it; None where it could not be, with the reason in ``error``.
+
+    Where only its score could not be computed, the reason is in ``unscored``.
+    """
 
     candidate: Candidate
     latency: Latency | None = None
     quality: Quality | None = None
     score: float | None = None
     error: str | None = None
+    unscored: str | None = None
+    throughput: tuple[Throughput, ...] = ()
 
 
 class Figures:
@@ -29,20 +44,20 @@ class Figures:
     deployed. Ratios against it have a method of their own.
     """
 
-    def __init__(self, outcomes: Sequence[Outcome]) -> None:
+    def __init__(self, outcomes: Sequence[Outcome], higher_is_better: bool = True) -> None:
+        self.higher_is_better = higher_is_better
         measured = [one for one in outcomes if one.candidate.is_original and one.latency is not None]
         originals = [one for one in measured if not one.candidate.in_framework]
         self.source = self._fastest([one for one in measured if one.candidate.in_framework], "f32")
         if not originals:
             errors = "; ".join(one.error or "" for one in outcomes if one.candidate.is_original and one.error)
             raise InputError(f"no engine can run the original, so nothing can be compared with it: {errors}")
-        self.reference = self._fastest(originals, "f32") or originals[0]
+        able = [one for one in originals if one.score is not None]
+        reference = self._fastest(able, "f32") or next(iter(able), None)
+        if reference is None or reference.score is None:
+            raise InputError("no engine that can be measured gives the original a score")
+        self.reference, self.original_score = reference, reference.score
         self.bf16 = self._fastest(originals, "bf16")
-        if self.reference.score is None:
-            raise InputError(
-                "the original's score is not a finite number; check evaluate, or the data it scores on"
-            )
-        self.original_score = self.reference.score
 
     def speedup(self, outcome: Outcome) -> Ratio | None:
         """How many times faster than the reference; None where it was not measured."""
@@ -57,8 +72,16 @@ class Figures:
         return None if self.source is None else self._over(self.source, outcome)
 
     def drop(self, outcome: Outcome) -> float | None:
-        """What is lost of the original's score; negative where it gained."""
-        return None if outcome.score is None else self.original_score - outcome.score
+        """What is lost of the original's score, whichever way is better; negative where it gained."""
+        return None if outcome.score is None else self.lost(outcome.score)
+
+    def lost(self, score: float) -> float:
+        """What is lost where the score is this one."""
+        return self.original_score - score if self.higher_is_better else score - self.original_score
+
+    def after(self, drop: float) -> float:
+        """The score that is left after a drop."""
+        return self.original_score - drop if self.higher_is_better else self.original_score + drop
 
     @staticmethod
     def _fastest(originals: Sequence[Outcome], precision: str) -> Outcome | None:

@@ -63,6 +63,15 @@ def read(
             yield {**whole, **{name: stream.read(count) for name, stream in rows.items()}}
 
 
+def shapes(path: Path) -> list[tuple[int, ...]]:
+    """Of the archive's arrays, from their headers. Raises InputError where one cannot be read."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return [_NpyStream(path, one.filename, archive, one).shape for one in archive.infolist()]
+    except UNREADABLE as error:
+        raise InputError(f"{path}: not an .npz file ({error}); write it with numpy.savez") from error
+
+
 class _NpyStream:
     """Reads one array of an ``.npz`` a few rows at a time."""
 

@@ -238,6 +238,20 @@ class Samples:
         names = tuple(names)
         return tuple(name for name in names if name not in self.intake.state) or names
 
+    def filled(self, size: int) -> Feeds:
+        """The first ``size`` samples for one run; where there are fewer, over and over again."""
+        pending: list[_Block] = []
+        for block in self._blocks():
+            if pending and not pending[-1].same_whole(block):
+                break
+            pending.append(block)
+            if sum(one.count for one in pending) >= size:
+                break
+        found = _join(pending)
+        times = -(-size // found.count)
+        rows = {name: np.concatenate([array] * times)[:size] for name, array in found.rows.items()}
+        return self._fed(_Block(rows, found.whole, size))[0]
+
     def has_labels(self) -> bool:
         """Whether the data comes with integer classes."""
         return next(iter(self.batches(1)))[1] is not None

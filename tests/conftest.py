@@ -42,6 +42,8 @@ def _shorten(monkeypatch):
     short = functools.partial(measure_latency, rounds=2, block_seconds=0.005)
     # By its place in sys.modules: the name fewbits.compress is the function's.
     monkeypatch.setattr(importlib.import_module("fewbits.compress"), "measure_latency", short)
+    few = functools.partial(measure_latency, block_seconds=0.002)
+    monkeypatch.setattr(importlib.import_module("fewbits.throughput"), "measure_latency", few)
 
 
 @dataclass(frozen=True)

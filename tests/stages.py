@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fewbits import trying
 from fewbits.candidates import Candidate, Written, drafts, resolve
 from fewbits.engines.engine import Session, get, literal_session
 from fewbits.samples import open_samples
@@ -24,13 +25,12 @@ class Files:
     @property
     def candidates(self) -> list[Candidate]:
         """Every written file in the engine it was written for, in float32, nothing rounded while it runs."""
-        found = stages._candidates(self.run, self.written, [])
+        ways = trying.ways_of(self.run, [one.draft for one in self.written], "f32")
         return [
-            one
-            for one in found
-            if not one.is_original
-            and one.settings.precision == "f32"
-            and not one.settings.activation_group_size
+            Candidate(name, file, settings)
+            for file, names in zip(self.written, ways, strict=True)
+            for name, settings in names.items()
+            if not settings.activation_group_size
         ]
 
     def session(self, candidate: Candidate) -> Session:
@@ -53,13 +53,15 @@ class Files:
 
 def write_files(model: Path, data, recipe: str, folder: Path, engine: str = "auto", exclude=()) -> Files:
     """Load, observe, decide, write and read back."""
-    run = stages._begin(model, data, data, None, engine, 1, 0, folder, lambda stage, done, total: None)
+    run = stages._begin(model, data, data, engine, 1, 0, folder, lambda stage, done, total: None)
     planned, passed_over = drafts(
         resolve(recipe, exclude), run.model.info, run.engines, run.cpu, data is not None
     )
     run.notes.extend(passed_over)
-    stats = stages._observe(run, planned)
-    return Files(run, stages._write(run, planned, stats))
+    planned = trying.different(run, planned)
+    stats = trying.observe_for(run, planned)
+    files = [trying.write(run, draft, stats, folder / str(number)) for number, draft in enumerate(planned)]
+    return Files(run, [one for one in files if one is not None])
 
 
 def sqnr_db(expected, got) -> float:

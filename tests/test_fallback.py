@@ -154,4 +154,5 @@ def test_only_static_files_that_all_lose_too_much_fall_back():
         Scored("w8a8_minmax", "openvino", "f32", 10.0),
         Scored("w8a8", "onnxruntime", "f32", None),
     ]
-    assert list(losing(scored, 98.0)) == [lost]
+    assert list(losing(scored, lambda score: 100 - score, 2.0)) == [lost]
+    assert list(losing(scored, lambda score: score, 9.0)) == [lost, scored[5]]  # where less is better

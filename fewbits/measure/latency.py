@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from fewbits.ending import Ending
 from fewbits.engines.engine import EngineSettings
 from fewbits.errors import InputError
 from fewbits.measure.size import artifact_files
@@ -28,6 +29,7 @@ from fewbits.measure.worker_process import WorkerFailure, WorkerProcess
 TIE = 0.03
 """Ratios within 3 % of 1 are ties."""
 
+ENOUGH_ROUNDS = 5  # where measuring ends early, it does not before so many
 ROUNDS = 20  # many short ones: beside other work the intervals were narrower than from 12 of 0.15 s
 BLOCK_SECONDS = 0.08
 TIMEOUT_S = 120.0
@@ -140,6 +142,7 @@ def measure_latency(
     timeout_s: float = TIMEOUT_S,
     close: float | None = None,
     beside: Collection[str] = (),
+    ending: Ending | None = None,
     progress: Progress | None = None,
 ) -> list[Latency]:
     """Measure ``contestants`` side by side on one set of feeds; the results are in their order.
@@ -150,6 +153,7 @@ def measure_latency(
     over a block carries its error and leaves the measurement; the others go on. However this ends, no worker
     is left running. With ``close`` (1.1, say), all that are up to so many times as slow as the fastest get as
     many rounds again, with those named in ``beside``: to tell what is close takes more rounds, and short ones.
+    ``ending`` may cut it short after `ENOUGH_ROUNDS`; where Ctrl-C was pressed before, there are no more than these.
     InputError where names repeat or ``rounds`` is below 1.
     """
     names = [contestant.name for contestant in contestants]
@@ -159,6 +163,8 @@ def measure_latency(
     if rounds < 1:
         raise InputError(f"rounds is {rounds}; give 1 or more")
     tell = progress or (lambda done, total, name: None)
+    end = ending or Ending()
+    rounds = min(rounds, ENOUGH_ROUNDS) if end.interrupted else rounds
     twins = _twins(contestants)
     with tempfile.TemporaryDirectory(prefix="fewbits-measure-") as folder, ExitStack() as stack:
         feeds_file = Path(folder) / "feeds.npz"
@@ -177,17 +183,24 @@ def measure_latency(
 
         def play(chosen: Sequence[_Lane], done: int, total: int) -> None:
             for round_number in range(rounds):
+                if round_number >= ENOUGH_ROUNDS:
+                    end.check()
                 turns = list(chosen)
                 shuffle(turns)
                 for turn, lane in enumerate(turns):
                     tell(done + round_number * len(chosen) + turn, total, lane.name)
                     lane.block(block_seconds)
 
-        play(lanes, len(lanes), total)
-        if close is not None:
-            final = _close(lanes, close, {twins.get(name, name) for name in beside})
-            play(final, total, total + len(final) * rounds)
-            total += len(final) * rounds
+        def enough() -> bool:
+            return ending is not None and all(lane.rounds >= ENOUGH_ROUNDS for lane in lanes)
+
+        with end.keeping(enough):
+            play(lanes, len(lanes), total)
+            if close is not None and not end.interrupted:
+                end.check()
+                final = _close(lanes, close, {twins.get(name, name) for name in beside})
+                play(final, total, total + len(final) * rounds)
+                total += len(final) * rounds
         tell(total, total, "")
     measured = {lane.name: lane.latency() for lane in lanes}
     return [replace(measured[twins.get(name, name)], name=name) for name in names]
@@ -222,6 +235,11 @@ class _Lane:
     def block(self, seconds: float) -> None:
         """Let the worker run for one block."""
         self._attempt(lambda: self._block(seconds))
+
+    @property
+    def rounds(self) -> float:
+        """How many it has taken part in; without end for one that failed, which no one waits for."""
+        return len(self._blocks) if self._error is None else math.inf
 
     def latency(self) -> Latency:
         """What was measured."""

@@ -43,6 +43,7 @@ def render(report: Report) -> str:
             engines=plots.engine_names(report),
             scatters=[p for p in (plots.size_scatter(report), plots.latency_scatter(report)) if p],
             forest=plots.forest(report),
+            throughput=view.throughput(report),
             track=plots.layer_track(report.layers),
             mirror=plots.mirror(report.histogram) if report.histogram else None,
             latency_decimals=words.decimals_for(c.latency_ms.p50 for c in report.candidates),
@@ -60,7 +61,7 @@ def render(report: Report) -> str:
 
 
 def _has_details(one: Candidate) -> bool:
-    known = (one.path, one.sha256, one.weight_form, one.load_ms, one.resident_bytes, one.speedup_vs_bf16)
+    known = (one.path, one.sha256, one.weight_form, one.speedup_vs_bf16)
     return bool(one.settings) or any(value is not None for value in known)
 
 
@@ -100,6 +101,7 @@ def _environment() -> Environment:
         "link": link,
         "ms": words.milliseconds,
         "number": words.number,
+        "rate": words.rate,
         "score": words.score,
         "seconds": words.seconds,
         "share": words.share,

@@ -83,6 +83,10 @@ class Metric(Record):
     samples: MaybeCount = None
     description: str | None = None
     """One sentence on how it was computed."""
+    against: str | None = None
+    """What outputs are compared with, "labels" or "original"; None where a function was given the model."""
+    output: str | None = None
+    """The output that is scored; None for all of them."""
 
 
 class Limits(Record):
@@ -106,6 +110,17 @@ class Latency(Record):
     p50: Number = None
     p10: Number = None
     p90: Number = None
+
+
+class Throughput(Record):
+    """Samples per second in batches of one size."""
+
+    batch: Count
+    samples_per_s: Number = None
+    p50_ms: Number = None
+    """Of one batch, milliseconds."""
+    error: str | None = None
+    """The engine's own first line, where it could not run a batch of that size."""
 
 
 class Agreement(Record):
@@ -162,7 +177,11 @@ class Candidate(Record):
     note: str | None = None
     """Why it was not chosen although it meets the limits, or any other remark."""
     load_ms: Number = None
+    """From the file to a session that can run."""
     resident_bytes: MaybeCount = None
+    """By how much loading and running a few times made a process grow."""
+    throughput: tuple[Throughput, ...] = ()
+    """At the batch sizes that were asked for, in that order."""
     threads: MaybeCount = None
     weight_form: str | None = None
     """How weights are written: "QDQ", "Cast+Mul", "float16 initializers + Cast"."""
@@ -248,6 +267,14 @@ class Fallback(Record):
     steps: tuple[FallbackStep, ...]
 
 
+class NotTried(Record):
+    """A candidate that there was no time for."""
+
+    name: str
+    why: str
+    """"the time was over", or "interrupted"."""
+
+
 class File(Record):
     """A file beside the report: its path relative to the report, what it is, its bytes."""
 
@@ -296,6 +323,14 @@ class Report(Record):
     snippet: str | None = None
     """Plain Python that loads the saved file in its engine."""
     files: tuple[File, ...] = ()
+    time_budget_s: Number = None
+    """After which nothing new was to be tried, seconds."""
+    estimated_s: Number = None
+    """How long the run was thought to take, seconds; where there is a time budget."""
+    interrupted: bool = False
+    """Ctrl-C ended it early."""
+    not_tried: tuple[NotTried, ...] = ()
+    """What was to be tried when it ended early, in that order."""
     notes: tuple[str, ...] = ()
 
     @model_validator(mode="after")
@@ -314,6 +349,11 @@ class Report(Record):
             if candidate.name == name:
                 return candidate
         raise KeyError(name)
+
+    @property
+    def batches(self) -> tuple[int, ...]:
+        """The batch sizes at which throughput was measured, in the order asked for."""
+        return tuple(dict.fromkeys(part.batch for one in self.candidates for part in one.throughput))
 
     @property
     def shown(self) -> Candidate | None:

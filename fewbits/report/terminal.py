@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from fewbits.report import words
@@ -28,9 +29,8 @@ _MARKS: dict[Kind, str] = {
     "failed": "\N{BALLOT X}",
     "error": "!",
 }
-_NUMBERS = ("size", "of original", "median", "speedup", "score", "drop")
-_NARROW = 100
-"""Below so many columns the engine and the ratio of sizes are left to the page."""
+_MEDIUM, _WIDE, _WIDEST = 100, 120, 140
+"""From so many columns on there is room for: the ratio of sizes; load time and memory; the engine."""
 
 
 def table(report: Report, width: int = 120) -> Table:
@@ -39,32 +39,56 @@ def table(report: Report, width: int = 120) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    narrow = width < _NARROW
     made = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold", width=width)
     made.add_column("candidate", no_wrap=True)
-    if not narrow:
+    if width >= _WIDEST:
         made.add_column("engine", no_wrap=True)
-    for head in ("size", "median", "speedup", "score", "drop") if narrow else _NUMBERS:
+    decimals = words.decimals_for(one.latency_ms.p50 for one in report.candidates)
+    columns: tuple[tuple[str, int, Callable[[Candidate], str]], ...] = (
+        ("size", 0, lambda one: words.size(one.size_bytes)),
+        ("of original", _MEDIUM, lambda one: words.share(one.size_ratio)),
+        ("median", 0, lambda one: words.milliseconds(one.latency_ms.p50, decimals)),
+        ("speedup", 0, lambda one: words.times(one.speedup)),
+        ("score", 0, lambda one: words.score(one.metric, report.metric)),
+        ("drop", 0, lambda one: words.drop(one.drop, report.metric)),
+        ("load", _WIDE, lambda one: words.milliseconds(one.load_ms)),
+        ("memory", _WIDE, lambda one: words.size(one.resident_bytes)),
+    )
+    shown = [(head, cell) for head, least, cell in columns if width >= least]
+    for head, _ in shown:
         made.add_column(head, justify="right", no_wrap=True)
     made.add_column("outcome", no_wrap=True, overflow="ellipsis", ratio=1)
-    decimals = words.decimals_for(one.latency_ms.p50 for one in report.candidates)
     for one in ranked(report):
         what = outcome(report, one)
-        size = (words.size(one.size_bytes),)
-        cells = (
-            (words.shortened(one.name, 20 if narrow else 28),),
-            () if narrow else (words.shortened(_engine(one), 20),),
-            size if narrow else (*size, words.share(one.size_ratio)),
-            (
-                words.milliseconds(one.latency_ms.p50, decimals),
-                words.times(one.speedup),
-                words.score(one.metric, report.metric),
-                words.drop(one.drop, report.metric),
-                _outcome(what),
-            ),
-        )
+        name = words.shortened(one.name, 28 if width >= _MEDIUM else 20)
+        engine = [words.shortened(_engine(one), 20)] if width >= _WIDEST else []
+        cells = (name, *engine, *(cell(one) for _, cell in shown), _outcome(what))
         # Names and an engine's own messages may hold brackets: Text, so that none is read as markup.
-        made.add_row(*(Text(cell) for part in cells for cell in part), style=_STYLES[what.kind])
+        made.add_row(*map(Text, cells), style=_STYLES[what.kind])
+    return made
+
+
+def throughput(report: Report, width: int = 120) -> Table | None:
+    """Samples per second at the batch sizes that were asked for; None where none was."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    sizes = report.batches
+    if not sizes:
+        return None
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+    made.add_column("samples per second", no_wrap=True)
+    for size in sizes:
+        made.add_column(f"batch {size}", justify="right", no_wrap=True)
+    for one in ranked(report):
+        found = {part.batch: part.samples_per_s for part in one.throughput}
+        if found:
+            made.add_row(
+                Text(words.shortened(one.name, 28 if width >= _MEDIUM else 20)),
+                *(Text(words.rate(found.get(size))) for size in sizes),
+                style=_STYLES[outcome(report, one).kind],
+            )
     return made
 
 
@@ -73,9 +97,12 @@ def show(report: Report, console: Console, page: str | None = None) -> None:
     from rich.text import Text
 
     console.print(table(report, console.width))
+    if (more := throughput(report, console.width)) is not None:
+        console.print(more)
     samples = "" if report.metric.samples is None else f", {words.count(report.metric.samples)} samples"
     against = "" if report.reference is None else f"; speedup against {report.reference}"
-    console.print(Text(f"score: {report.metric.name}{samples}{against}", style="dim"))
+    way = "" if report.metric.higher_is_better else ", lower is better"
+    console.print(Text(f"score: {report.metric.name}{samples}{way}{against}", style="dim"))
     console.print()
     console.print(Text(report.verdict, style="bold"))
     shown = report.shown

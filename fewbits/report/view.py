@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from fewbits.report import words
 from fewbits.report.plots import level
-from fewbits.report.record import Candidate, Report
+from fewbits.report.ranking import outcome, ranked
+from fewbits.report.record import Candidate, Report, Throughput
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,24 @@ class Hero:
     now: str
     more: str
     bars: tuple[Bar, ...]
+
+
+@dataclass(frozen=True)
+class Rate:
+    """Samples per second, and what share of the column's largest it is."""
+
+    samples_per_s: float | None
+    share: float
+    error: str | None
+
+
+@dataclass(frozen=True)
+class Rates:
+    """A candidate's row of the table of throughputs."""
+
+    name: str
+    kind: str
+    cells: tuple[Rate, ...]
 
 
 @dataclass(frozen=True)
@@ -181,13 +200,36 @@ def _quality(report: Report, shown: Candidate) -> Hero:
             ),
         )
     return Hero(
-        title=f"Quality: {metric.name}",
-        big=words.signed(change, words.score_decimals(metric)),
+        title=f"Quality: {metric.name}{'' if metric.higher_is_better else ', lower is better'}",
+        big=words.change(change, metric),
         small="points" if metric.unit.strip() == "%" else metric.unit.strip(),
         now=f"{words.score(shown.metric, metric)}, was {words.score(metric.original, metric)}",
         more=more,
         bars=bars,
     )
+
+
+def throughput(report: Report) -> tuple[Rates, ...]:
+    """Samples per second of every candidate measured so, in the order of the table; none where nobody asked."""
+    full = {
+        size: max(
+            part.samples_per_s or 0.0
+            for one in report.candidates
+            for part in one.throughput
+            if part.batch == size
+        )
+        for size in report.batches
+    }
+    rows = []
+    for one in ranked(report):
+        found = {part.batch: part for part in one.throughput}
+        if found:
+            cells = tuple(
+                Rate(part.samples_per_s, (part.samples_per_s or 0.0) / (full[size] or 1.0), part.error)
+                for size, part in ((size, found.get(size, Throughput(batch=size))) for size in report.batches)
+            )
+            rows.append(Rates(one.name, outcome(report, one).kind, cells))
+    return tuple(rows)
 
 
 def segments(bytes_by_dtype: dict[str, int], full: int) -> tuple[Segment, ...]:

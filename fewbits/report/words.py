@@ -20,10 +20,10 @@ def number(value: float | None, decimals: int) -> str:
     return _MINUS + text if value < 0 and float(text.replace(",", "")) != 0 else text
 
 
-def signed(value: float | None, decimals: int) -> str:
-    """`number` with a plus on positive values and ± on what rounds to zero."""
-    text = number(value, decimals)
-    if value is None or text.startswith(_MINUS):
+def change(value: float, metric: Metric) -> str:
+    """`points` with a plus on positive values and ± on what rounds to zero."""
+    text = points(value, metric)
+    if text.startswith(_MINUS):
         return text
     return ("±" if float(text.replace(",", "")) == 0 else "+") + text
 
@@ -57,6 +57,11 @@ def times(value: float | None) -> str:
     return f"{value:.{2 if value < 9.995 else 1 if value < 99.95 else 0}f}{TIMES}"
 
 
+def rate(value: float | None) -> str:
+    """Samples per second, three significant digits."""
+    return NOTHING if value is None else number(value, decimals_for([value]))
+
+
 def decibel(value: float | None) -> str:
     """A signal-to-noise ratio, one decimal."""
     return NOTHING if value is None else f"{number(value, 1)} dB"
@@ -85,11 +90,16 @@ def decimals_for(values: Iterable[float | None]) -> int:
     return min(4, max(0, 2 - math.floor(math.log10(smallest))))
 
 
-def score_decimals(metric: Metric) -> int:
-    """Decimals of a score: 2 for percent, else four significant digits of the original's."""
-    if metric.unit.strip() == "%" or not metric.original:
-        return 2
-    return min(5, max(0, 3 - math.floor(math.log10(abs(metric.original)))))
+def points(value: float, metric: Metric) -> str:
+    """A score or a difference of scores, without its unit: two decimals of percent and dB, else four digits.
+
+    They are digits of the original's score, so that a column lines up; of the value itself where that is zero.
+    """
+    if metric.unit.strip() in ("%", "dB"):
+        return number(value, 2)
+    size = abs(metric.original or value)
+    decimals = max(0, 3 - math.floor(math.log10(size))) if size else 0
+    return number(value, decimals) if decimals <= 6 else f"{value:.3g}".replace("-", _MINUS)
 
 
 def unit(metric: Metric) -> str:
@@ -99,14 +109,14 @@ def unit(metric: Metric) -> str:
 
 def score(value: float | None, metric: Metric) -> str:
     """A score with its unit."""
-    return NOTHING if value is None else number(value, score_decimals(metric)) + unit(metric)
+    return NOTHING if value is None else points(value, metric) + unit(metric)
 
 
 def drop(value: float | None, metric: Metric) -> str:
     """A difference of scores; of percentages it is in percentage points, so that no one reads a ratio."""
     if value is None:
         return NOTHING
-    return number(value, score_decimals(metric)) + (" pp" if unit(metric) == " %" else unit(metric))
+    return points(value, metric) + (" pp" if unit(metric) == " %" else unit(metric))
 
 
 def shortened(text: str, limit: int) -> str:

@@ -12,6 +12,7 @@ from fewbits.engines.engine import EngineSettings
 from fewbits.errors import InputError
 from fewbits.measure.latency import CallableContestant, Contestant, Latency, Ratio, measure_latency, ratio
 from tests.engines.models import dense
+from tests.interrupting import heed
 
 FEEDS = {"x": np.random.default_rng(0).standard_normal((4, 64)).astype(np.float32)}
 ORT = EngineSettings("onnxruntime", "f32", 2)
@@ -187,6 +188,7 @@ def test_no_worker_outlives_the_measurement(how):
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         env=environment,
+        preexec_fn=heed,
     ) as measuring:
         for line in measuring.stdout:
             if int(line.split()[0]) > 4:  # well into its rounds

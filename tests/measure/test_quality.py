@@ -9,6 +9,7 @@ from fewbits.errors import InputError
 from fewbits.measure.quality import Reference, score
 from fewbits.planning.model_info import TensorInfo
 from fewbits.samples import open_samples
+from fewbits.scoring import Wish, metric_for
 
 CLASSES, COUNT = 5, 13
 
@@ -37,10 +38,10 @@ def judge(folder, original, candidate, labels=None, batch=4):
     samples = open_samples(data, (TensorInfo("x", "float32", ("N", 3)),))
     reference = Reference(folder)
     reference.record(Gives(*original), samples, batch)
-    metric = reference.metric(samples.has_labels())
+    metric, subject = metric_for(Wish(), samples, reference)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        return metric, score(Gives(*candidate), samples, batch, reference, metric)
+        return metric.name, score(Gives(*candidate), samples, batch, reference, metric.scorer(subject))
 
 
 def test_top1_with_labels(tmp_path):

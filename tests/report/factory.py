@@ -16,8 +16,10 @@ from fewbits.report.record import (
     Limits,
     Machine,
     Metric,
+    NotTried,
     Report,
     Source,
+    Throughput,
 )
 
 SOURCE_BYTES = 90_712_345
@@ -369,6 +371,40 @@ def full(**changes: object) -> Report:
         "notes": ("bf16 was not chosen: the original in bf16 meets the drop limit but not --max-size.",),
     }
     return Report.model_validate(values | changes)
+
+
+def batched() -> Report:
+    """Throughput was measured too; one candidate cannot run the largest batch, another not at all."""
+
+    def rates(one: Candidate) -> tuple[Throughput, ...]:
+        p50 = one.latency_ms.p50
+        if p50 is None:
+            return ()
+        found = [
+            Throughput(batch=n, samples_per_s=1e3 * n**0.3 / p50, p50_ms=p50 * n**0.7) for n in (1, 8, 32)
+        ]
+        if one.name == "w4_g32 ORT":
+            found[2] = Throughput(batch=32, error="onnxruntime cannot run w4.onnx: bad allocation")
+        return tuple(found)
+
+    every = tuple(one.model_copy(update={"throughput": rates(one)}) for one in candidates())
+    return full(candidates=every)
+
+
+def ended_early() -> Report:
+    """Ctrl-C ended it when four candidates had been tried."""
+    every = candidates()
+    chosen = next(one.name for one in every if one.met)
+    return full(
+        candidates=every[:4],
+        chosen=chosen,
+        saved=chosen,
+        time_budget_s=600.0,
+        estimated_s=712.0,
+        interrupted=True,
+        not_tried=tuple(NotTried(name=one.name, why="interrupted") for one in every[4:]),
+        notes=("ended early: interrupted; 4 candidates were tried, and 9 were not",),
+    )
 
 
 def unmet() -> Report:

@@ -16,7 +16,15 @@ from fewbits.report import html
 from fewbits.report.record import Layer, LeftInFloat
 from tests.report import browser, factory
 
-EVERY = [factory.full, factory.unmet, factory.float_kept, factory.smallest, factory.largest]
+EVERY = [
+    factory.full,
+    factory.batched,
+    factory.ended_early,
+    factory.unmet,
+    factory.float_kept,
+    factory.smallest,
+    factory.largest,
+]
 EVIL = "<script>window.pwned=1</script>\"'><img src=x onerror=window.pwned=1></style>{{ 7*7 }}${1}"
 
 
@@ -169,6 +177,16 @@ def test_every_number_an_engineer_decides_on_is_on_the_page():
 def test_the_status_leads(make, chip):
     lead = re.search(r'class="chip lead \w+">(.*?)</span>', html.render(make()))
     assert lead.group(1) == chip
+
+
+def test_what_was_not_tried_is_listed_with_the_reason():
+    text = html.render(factory.ended_early())
+    assert "The run was interrupted before these" in text
+    listed = re.search(r'<ul class="left">(.*?)</ul>', text, re.DOTALL).group(1)
+    assert re.findall(r"<li>(.*?)</li>", listed) == [one.name for one in factory.ended_early().not_tried]
+    over = factory.ended_early().model_copy(update={"interrupted": False})
+    assert "The time of 10 min 00 s was over before these" in html.render(over)
+    assert 'id="not-tried"' not in html.render(factory.full())
 
 
 def test_sections_without_content_are_left_out():

@@ -16,7 +16,15 @@ from fewbits.report.histogram import histogram
 from fewbits.report.record import Candidate, Report
 from tests.report import factory
 
-EVERY = [factory.full, factory.unmet, factory.float_kept, factory.smallest, factory.largest]
+EVERY = [
+    factory.full,
+    factory.batched,
+    factory.ended_early,
+    factory.unmet,
+    factory.float_kept,
+    factory.smallest,
+    factory.largest,
+]
 
 # Version 1 as promised: each key with the JSON types it may hold.
 NUMBER, COUNT, TEXT = (float, int, type(None)), (int, type(None)), (str, type(None))
@@ -49,6 +57,9 @@ SCHEMA = {
             "agreement": {"top1": NUMBER, "cosine_min": NUMBER, "sqnr_db": NUMBER},
             "met": (bool, type(None)),
             "failed": list,
+            "load_ms": NUMBER,
+            "resident_bytes": COUNT,
+            "throughput": [{"batch": int, "samples_per_s": NUMBER, "p50_ms": NUMBER, "error": TEXT}],
         }
     ],
     "layers": [
@@ -65,6 +76,10 @@ SCHEMA = {
     ],
     "left_in_float": [{"op": str, "count": int, "why": str}],
     "bytes_by_dtype": dict,
+    "interrupted": bool,
+    "time_budget_s": NUMBER,
+    "estimated_s": NUMBER,
+    "not_tried": [{"name": str, "why": str}],
     "timings_s": dict,
 }
 

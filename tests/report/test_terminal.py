@@ -23,7 +23,8 @@ def test_it_says_what_counts():
     first = shown.splitlines()[2]
     for part in (
         "w8a8-mse OV",
-        "openvino int8",
+        "412 ms",
+        "301 MB",
         "23.4 MB",
         "25.8 %",
         "3.58 ms",
@@ -37,6 +38,23 @@ def test_it_says_what_counts():
     assert "! Exception from" in shown
     assert "Ship w8a8-mse on OpenVINO" in shown
     assert "Report: out/report.html" in shown
+
+
+def test_the_engine_is_there_where_there_is_room():
+    assert "openvino int8" in terminal.text(factory.full(), width=140).splitlines()[2]
+    narrow = terminal.text(factory.full(), width=100)
+    assert "25.8 %" in narrow
+    assert "301 MB" not in narrow
+
+
+@pytest.mark.parametrize("width", [60, 120])
+def test_throughput_has_a_table_of_its_own(width):
+    lines = terminal.text(factory.batched(), width=width).splitlines()
+    at = next(number for number, line in enumerate(lines) if "samples per second" in line)
+    assert lines[at].split() == ["samples", "per", "second", "batch", "1", "batch", "8", "batch", "32"]
+    assert lines[at + 2].split() == ["w8a8-mse", "OV", "279", "521", "790"]
+    assert lines[at + 2 + 11].split() == ["w4_g32", "ORT", "45.5", "84.8", "\N{EM DASH}"]
+    assert "samples per second" not in terminal.text(factory.full(), width=width)
 
 
 def test_where_nothing_meets_the_limits_the_failing_limit_is_named():

@@ -42,8 +42,8 @@ def test_number(value, decimals, text):
 @pytest.mark.parametrize(
     ("value", "text"), [(0.3, "+0.30"), (-0.3, "−0.30"), (-0.001, "±0.00"), (0, "±0.00")]
 )
-def test_signed(value, text):
-    assert words.signed(value, 2) == text
+def test_change(value, text):
+    assert words.change(value, PERCENT) == text
 
 
 @pytest.mark.parametrize(("value", "text"), [(0.84, "0.84 s"), (12.34, "12.3 s"), (125.2, "2 min 05 s")])

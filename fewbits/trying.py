@@ -1,0 +1,182 @@
+"""Try candidates, the most promising first: write, read back and score each; raise layers where one loses too much."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fewbits.candidates import Candidate, Draft, Written, names_and_settings
+from fewbits.decide import decide
+from fewbits.engines.engine import EngineSettings, yardstick
+from fewbits.fallback import Attempt, Fallback, fall_back, losing
+from fewbits.figures import Outcome
+from fewbits.observe import observe
+from fewbits.planning.plan import Placement
+from fewbits.planning.recipe import Recipe, assign
+from fewbits.planning.stats import Stats
+from fewbits.scoring import Scoring, scored
+from fewbits.sensitivity import sensitivity
+from fewbits.threads import one_torch_thread
+
+if TYPE_CHECKING:
+    from fewbits.compress import Run
+
+
+@dataclass(frozen=True)
+class Tried:
+    """What was tried, and by name what was not because the run ended early."""
+
+    outcomes: list[Outcome]
+    fallbacks: tuple[Fallback, ...]
+    left: tuple[str, ...]
+
+
+def different(run: Run, planned: Sequence[Draft]) -> tuple[Draft, ...]:
+    """Without those that come to the same file: two of an engine's placements may do so in this model."""
+    seen: set[tuple[str, str, Placement]] = set()
+    kept = []
+    for draft in planned:
+        which = (draft.recipe.name, draft.target.engine, run.model.place(draft.assigned, draft.target))
+        if which not in seen:
+            seen.add(which)
+            kept.append(draft)
+    return tuple(kept)
+
+
+def ways_of(run: Run, planned: Sequence[Draft], precision: str | None) -> list[dict[str, EngineSettings]]:
+    """Under what each file is to be run, by the names of its candidates; at one precision where that is given."""
+    return [
+        {
+            name: settings
+            for name, settings in names_and_settings(draft, planned, run.precisions(), run.threads).items()
+            if precision in (None, settings.precision)
+        }
+        for draft in planned
+    ]
+
+
+def try_in_turn(
+    run: Run,
+    planned: Sequence[Draft],
+    ways: Sequence[Mapping[str, EngineSettings]],
+    scoring: Scoring,
+    originals: Sequence[Outcome],
+    most: float | None,
+) -> Tried:
+    """Write and score one file after the other, until all have been or the run is to end.
+
+    Args:
+        run: the model, the data, and when to end.
+        planned: the files, in the order in which they are tried.
+        ways: under what each of them is run.
+        scoring: how they are scored.
+        originals: the original's outcomes.
+        most: the drop over which static files get layers back in a higher precision; None to leave them.
+    """
+    outcomes = list(originals)
+    pointless: set[str] = set()
+    stats: Stats | None = None
+    fallbacks: list[Fallback] = []
+    with run.ending.keeping(lambda: len(outcomes) > len(originals)):
+        for number, (draft, names) in enumerate(zip(planned, ways, strict=True)):
+            run.ending.check()
+            if draft.recipe.uses_data and stats is None:
+                stats = observe_for(run, planned)
+            with run.stage("write"):
+                run.progress("write", number, len(planned))
+                file = write(run, draft, stats, run.folder / str(number))
+            if file is None:
+                run.notes.append(f"recipe {draft.recipe.name!r}: every layer is too small to gain anything")
+                pointless |= names.keys()
+                continue
+            for name, settings in names.items():
+                run.ending.check()
+                with run.stage("score"):
+                    run.progress("score", number, len(planned))
+                    outcomes.append(scored(run, Candidate(name, file, settings), scoring))
+                run.reserve(len(outcomes))
+        if most is not None and stats is not None:
+            _fall_back(run, outcomes, fallbacks, scoring, stats, most)
+    done = pointless | {one.candidate.name for one in outcomes}
+    left = [name for names in ways for name in names if name not in done]
+    if run.ending.early and most is not None:
+        begun = [one.start for one in fallbacks]
+        losers = [one for one in losing(outcomes, scoring.drop, most) if one not in begun]
+        left += [f"{one.candidate.name}, with layers raised" for one in losers]
+    return Tried(outcomes + [one.last for one in fallbacks], tuple(fallbacks), tuple(left))
+
+
+def write(run: Run, draft: Draft, stats: Stats | None, folder: Path) -> Written | None:
+    """The draft decided, written to a new folder and read back; None where no layer gains anything by it."""
+    with one_torch_thread():
+        placement = run.model.place(draft.assigned, draft.target)
+        plan = decide(draft.recipe, draft.assigned, placement, stats, draft.target, run.model.weight)
+    if not plan.weights:
+        return None
+    folder.mkdir(exist_ok=True)
+    path = folder / run.model.artifact_name
+    run.model.write(plan, path)
+    return Written(path, draft, plan, run.model.read_back(path, plan))
+
+
+def observe_for(run: Run, planned: Sequence[Draft]) -> Stats | None:
+    """Stream the calibration data through the float model once, for every file that gains by it."""
+    wanted = [run.model.wanted(draft.assigned, draft.target) for draft in planned if draft.recipe.uses_data]
+    if not wanted or run.calibration is None:
+        return None
+    with run.stage("observe"), one_torch_thread():
+        tensors = list(dict.fromkeys(name for one in wanted for name in one.tensors))
+        path = run.folder / f"observed.{run.model.format}"
+        run.model.tapped(tensors, path)
+        engine = yardstick(run.model.format)
+        compiled = engine.compile(path, EngineSettings(engine.name, "f32", run.threads))
+        session = run.calibration.session(compiled)
+        rows = {name for one in wanted for name in one.rows}
+        samples = {name for one in wanted for name in one.samples}
+
+        def progress(done: int) -> None:
+            run.ending.check()
+            run.progress("observe", done, 0)
+
+        return observe(session, run.calibration, tensors, rows, samples, run.calibration.batch, progress)
+
+
+def _fall_back(
+    run: Run, outcomes: Sequence[Outcome], found: list[Fallback], scoring: Scoring, stats: Stats, most: float
+) -> None:
+    """Where static files lose more than is allowed, raise their layers until one does not."""
+    assert run.calibration is not None
+    with run.stage("fall back"):
+        for start in losing(outcomes, scoring.drop, most):
+            run.ending.check()
+            place = run.folder / f"raised-{len(found)}"
+            place.mkdir()
+
+            def progress(done: int, total: int) -> None:
+                run.ending.check()
+                run.progress("fall back", done, total)
+
+            with one_torch_thread():
+                errors = sensitivity(run.model, start.candidate, stats, run.calibration, place, progress)
+            attempt = _attempts(run, start, scoring, stats, place)
+            way = fall_back(start, errors, attempt, scoring.drop, most, run.ending)
+            if way.steps:
+                found.append(way)
+            run.reserve(len(outcomes) + len(found))
+
+
+def _attempts(run: Run, start: Outcome, scoring: Scoring, stats: Stats, place: Path) -> Attempt:
+    draft = start.candidate.file.draft
+    assert draft is not None
+
+    def attempt(recipe: Recipe) -> Outcome:
+        raised = replace(draft, recipe=recipe, assigned=assign(recipe, run.model.info))
+        file = write(run, raised, stats, Path(tempfile.mkdtemp(dir=place)))
+        assert file is not None
+        name = start.candidate.name.replace(draft.recipe.name, recipe.name, 1)
+        return scored(run, replace(start.candidate, name=name, file=file), scoring)
+
+    return attempt
