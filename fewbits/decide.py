@@ -221,9 +221,10 @@ def _input_rows(
     layer: LayerInfo, activation: ActivationPlan | None, stats: Stats
 ) -> tuple[torch.Tensor, torch.Tensor] | None:
     """What the weight is multiplied with, float32 [groups, n, columns]: as it is, and as it is after quantization."""
-    if layer.inputs[0] not in stats.tensors:
+    source = next(iter(layer.inputs), None)  # a table may be looked up at constant places
+    if source is None or source not in stats.tensors:
         return None
-    seen = stats[layer.inputs[0]]
+    seen = stats[source]
     if seen.examples is None or not seen.finite:
         return None
     x = torch.from_numpy(seen.examples)

@@ -123,6 +123,25 @@ def test_a_weight_that_two_layers_read_stays_one_table(tmp_path):
     assert one.file.path.stat().st_size < 0.45 * path.stat().st_size
 
 
+@pytest.mark.parametrize("recipe", ["w8", "w8a8"])
+def test_a_table_that_is_looked_up_at_constant_places(tmp_path, recipe):
+    tiny = Tiny(
+        """g (float[N, 4, 32] x) => (float[N, 4, 32] y) {
+            p = Constant <value_ints = [3, 1, 4, 1]> ()
+            e = Gather (table, p)
+            s = Add (x, e)
+            y = MatMul (s, w)
+        }""",
+        {"table": (2000, 32), "w": (32, 32)},
+        {"x": ((4, 32), None)},
+    )
+    seen = tiny.samples(64)
+    files = write_files(tiny.save(tmp_path / "m.onnx"), seen, recipe, tmp_path)
+    expected = files.float_outputs(seen)
+    for one in files.candidates:
+        assert sqnr_db(expected, files.session(one).run(seen)) > 30
+
+
 def test_what_was_rounded_against_data_is_made_again_with_data_only(tmp_path):
     path, seen = MIXED.save(tmp_path / "m.onnx"), correlated(64, 48)
     made = fb.compress(
