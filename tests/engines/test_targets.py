@@ -19,7 +19,7 @@ from fewbits.engines.onnxruntime_engine import library as onnxruntime
 from fewbits.engines.onnxruntime_engine import literal_session
 from fewbits.engines.targets import MOVERS, TARGETS, targets
 from fewbits.planning.recipe import PRESETS, assign
-from tests.stages import sqnr_db, stages
+from tests.stages import sqnr_db, stages, trying
 from tests.tiny import ATTENTION, CONV_BN, EMBEDDING, MATMUL_ADD, RESIDUAL, Tiny
 
 (ORT,) = TARGETS["onnxruntime"]
@@ -120,7 +120,6 @@ def write(tmp_path):
             tiny.save(folder / "float.onnx", opset),
             data,
             data,
-            None,
             target.engine,
             1,
             0,
@@ -128,7 +127,7 @@ def write(tmp_path):
             lambda stage, done, total: None,
         )
         draft = Draft(recipe, target, assign(recipe, run.model.info))
-        (written,) = stages._write(run, [draft], stages._observe(run, [draft]))
+        written = trying.write(run, draft, trying.observe_for(run, [draft]), folder / "written")
         return written.path
 
     return write_one

@@ -54,7 +54,9 @@ def test_every_finite_input(scheme, x, data):
         lowest = q.qtype.qmin + (scheme in SYMMETRIC)
         assert (error <= distance_to_levels(q, x, lowest) * (1 + 2**-40) + rounding).all()
     if scheme in WHOLE_RANGE:
-        assert (error <= each(q, q.scale).double() / 2 + rounding).all()
+        # The scale is a float32: over 65,535 steps that is a few thousandths of a step at the ends.
+        ends = x.double().abs().max() * 2**-22
+        assert (error <= each(q, q.scale).double() / 2 + rounding + ends).all()
 
     if scheme in ("binary", "ternary"):
         same = quantize(values, q.qtype, channel_axis=q.channel_axis, group_size=q.group_size)
