@@ -222,11 +222,12 @@ def written(source: Path, form: Form, samples: Mapping[str, np.ndarray], folder:
     if recipe.needs_data:
         wanted = model.wanted(assigned, form.target)
         model.tapped(wanted.tensors, folder / "tapped.onnx")
-        session = get("onnxruntime").compile(
+        compiled = get("onnxruntime").compile(
             folder / "tapped.onnx", EngineSettings("onnxruntime", "f32", THREADS)
         )
         data = open_samples(samples, model.info.inputs)
-        stats = observe(session, data, wanted.tensors, wanted.rows, wanted.samples, model.batch)
+        session = data.session(compiled)
+        stats = observe(session, data, wanted.tensors, wanted.rows, wanted.samples, data.batch)
     with one_torch_thread():
         placement = model.place(assigned, form.target)
         plan = decide(recipe, assigned, placement, stats, form.target, model.weight)
