@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from fewbits.choose import Prefer
@@ -36,6 +36,10 @@ class Draft:
     recipe: Recipe
     target: Target
     assigned: tuple[Assignment, ...]
+
+    def without_data(self) -> Draft:
+        """The same, rounding to nearest."""
+        return replace(self, recipe=self.recipe.without_data())
 
 
 @dataclass(frozen=True)

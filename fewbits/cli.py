@@ -24,7 +24,7 @@ app = typer.Typer(
 
 ModelPath = Annotated[Path, typer.Argument(help="An .onnx file.", show_default=False)]
 Threads = Annotated[
-    int | None, typer.Option(help="Threads of one inference.  [default: physical cores]", min=1)
+    int | None, typer.Option(help="Threads of one inference (default: physical cores).", min=1)
 ]
 BatchAxis = Annotated[
     list[str] | None,
@@ -60,16 +60,17 @@ def compress(
     metric: Annotated[
         str | None,
         typer.Option(
-            help="top1, top5, spearman, mse, psnr, cosine, agreement, or module:function of (outputs, labels).  "
-            "[default: top1 with labels, else agreement or cosine with the original]",
+            help="top1, top5, spearman, mse, psnr, cosine, agreement, or module:function of (outputs, labels) "
+            "(default: top1 with labels, else agreement or cosine with the original).",
             show_default=False,
         ),
     ] = None,
     metric_output: Annotated[
-        str | None, typer.Option(help="The output to score, of several.", show_default=False)
+        str | None,
+        typer.Option(help="The output to score, of several (default: the first).", show_default=False),
     ] = None,
     lower_is_better: Annotated[
-        bool, typer.Option("--lower-is-better", help="Read the score of a module:function so.")
+        bool, typer.Option("--lower-is-better", help="Less is better: of the score of a module:function.")
     ] = False,
     arch: Annotated[
         str | None, typer.Option(help="module:factory, which makes the nn.Module of a .safetensors.")
@@ -100,7 +101,7 @@ def compress(
     ] = None,
     threads: Threads = None,
     seed: Annotated[int, typer.Option(help="Of everything drawn at random.")] = 0,
-    out: Annotated[Path | None, typer.Option(help="Folder for the result.  [default: MODEL-fewbits]")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the result (default: MODEL-fewbits).")] = None,
     json: Json = False,
 ) -> None:
     """Compress a model, measure every candidate where it will run, and hand over the best that meets the limits."""

@@ -163,7 +163,7 @@ def compress(
     arch: Arch | None = None,
     format: str = "auto",
     eval: Any = None,
-    metric: str | None = None,
+    metric: str | Callable[..., float] | None = None,
     metric_output: str | None = None,
     evaluate: Evaluate | None = None,
     higher_is_better: bool | None = None,
@@ -199,12 +199,12 @@ def compress(
         eval: samples to score with, with ``labels`` where the metric needs them; else a part of ``data`` is kept
             for it.
         metric: the score: ``top1``, ``top5``, ``spearman``, ``mse``, ``psnr``, ``cosine``, ``agreement``, or
-            ``module:function``, a function of outputs and labels (or of the model alone, as ``evaluate``). Where None,
-            ``top1`` with labels, without them ``agreement`` or ``cosine`` with the original's outputs.
+            ``module:function`` or a function, of outputs and labels (or of the model alone, as ``evaluate``). Where
+            None, ``top1`` with labels, without them ``agreement`` or ``cosine`` with the original's outputs.
         metric_output: the name of the output that is scored, where the model has several; else the first, or where
             outputs are compared with the original's, all of them.
         evaluate: gives a score for a callable model; takes the place of a metric.
-        higher_is_better: False for an ``evaluate`` or a ``module:function`` of which less is better.
+        higher_is_better: False for a function of one's own of which less is better.
         batch_axis: of inputs that the data has one of for each sample, but that the model does not take one after the
             other along its first axis: along which. What is the same for all samples (a scalar, or an input whose first
             axis is not its batch) is given whole, and needs no axis.
@@ -457,8 +457,13 @@ def _schedule(
         )
         run = replace(run, estimate=found)
         run.reserve(len(as_it_came))
-        data_last = found.calibrated > 0 and found.calibrate_s > run.ending.left_s - run.ending.reserved_s
-        run.ending.say(_in_words(found, run.ending.left_s, data_last))
+        data_last = found.calibrated > 0 and 0 < run.ending.left_s - run.ending.reserved_s < found.calibrate_s
+        run.ending.say(_in_words(found, max(0.0, run.ending.left_s), data_last))
+        if data_last and len(recipes) > 1:
+            planned = tuple(one if one.recipe.needs_data else one.without_data() for one in planned)
+            run.notes.append(
+                "calibrating would take longer than there is time: weights are rounded without data where they can be"
+            )
     planned = in_order(planned, asked.prefer, data_last)
     return planned, ways_of(run, planned, pinned), run
 
@@ -467,7 +472,7 @@ def _in_words(found: Estimate, left_s: float, data_last: bool) -> str:
     """The estimate in a line."""
     text = f"about {words.seconds(found.total_s)} for {found.candidates} candidates, of {words.seconds(left_s)} left"
     if data_last:
-        return f"{text}; calibrating alone takes about {words.seconds(found.calibrate_s)}, so what needs it comes last"
+        return f"{text}; calibrating alone takes about {words.seconds(found.calibrate_s)}: what needs it comes last"
     return text if found.total_s <= left_s else f"{text}: the most promising come first"
 
 

@@ -58,53 +58,60 @@ class Wish:
 
 
 def wished(
-    metric: str | None, evaluate: Evaluate | None, higher_is_better: bool | None, output: str | None
+    metric: str | Callable[..., Any] | None,
+    evaluate: Evaluate | None,
+    higher_is_better: bool | None,
+    output: str | None,
 ) -> Wish:
     """The metric that these arguments of :func:`fewbits.compress.compress` stand for.
 
     Raises:
         InputError: no such metric, module or function; or arguments that exclude each other.
     """
-    if evaluate is not None and metric is not None:
-        raise InputError(f"metric {metric!r} and evaluate are both given; one of them gives the score")
+    higher = higher_is_better is not False
+    if evaluate is not None:
+        if metric is not None:
+            raise InputError(f"metric {metric!r} and evaluate are both given; one of them gives the score")
+        return Wish(_of_model(EVALUATE, higher, output), None, evaluate, own=True)
+    if metric is None:
+        if higher_is_better is not None:
+            raise InputError("higher_is_better says how to read a function's score; give evaluate or metric")
+        return Wish(None, output)
     if metric in METRICS:
-        found = METRICS[metric]
+        found = METRICS[str(metric)]
         if higher_is_better is not None:
             known = "higher" if found.higher_is_better else "lower"
             raise InputError(
                 f"metric {metric!r} has a direction of its own: {known} is better; only a function needs to be told"
             )
         return Wish(found, output)
-    higher = higher_is_better is not False
-    if evaluate is not None:
-        if output is not None:
-            raise InputError(
-                f"metric_output is {output!r}, but evaluate is given the model and picks its own"
-            )
-        return Wish(_of_model(EVALUATE, higher), None, evaluate, own=True)
-    if metric is None:
-        if higher_is_better is not None:
-            raise InputError("higher_is_better says how to read a function's score; give evaluate or metric")
-        return Wish(None, output)
+    name, function = _function(metric)
+    if _takes_outputs(function):
+        return Wish(_of_outputs(name, higher, function), output)
+    return Wish(_of_model(name, higher, output), None, function)
+
+
+def _function(metric: str | Callable[..., Any]) -> tuple[str, Callable[..., Any]]:
+    """A function and its name. Raises InputError for what names none."""
+    if not isinstance(metric, str):
+        if not callable(metric):
+            raise InputError(f"metric is a {type(metric).__name__}; give a name or a function")
+        return getattr(metric, "__name__", type(metric).__name__), metric
     if SPEC.fullmatch(metric) is None:
         near = difflib.get_close_matches(metric, METRICS, 1)
         raise InputError(
             f"metric is {metric!r}{f', perhaps {near[0]}' if near else ''}; allowed are {', '.join(METRICS)}, or "
             "module:function"
         )
-    with named(metric) as function:
-        if not callable(function):
-            raise InputError(
-                f"{metric}: is a {type(function).__name__}; give a function that returns a number"
-            )
-    if _takes(function) != 1:
-        return Wish(_of_outputs(metric, higher, function), output)
+    with named(metric) as found:
+        if not callable(found):
+            raise InputError(f"{metric}: is a {type(found).__name__}; give a function that returns a number")
+    return metric, found
+
+
+def _of_model(name: str, higher: bool, output: str | None) -> Metric:
     if output is not None:
-        raise InputError(f"metric_output is {output!r}, but {metric} is given the model and picks its own")
-    return Wish(_of_model(metric, higher), None, function)
-
-
-def _of_model(name: str, higher: bool) -> Metric:
+        raise InputError(f"metric_output is {output!r}, but {name} is given the model and picks its own")
     what = "as the given function evaluates it"
     return Metric(name, "", higher, what, ("original",), Nothing, joint=("original",))
 
@@ -117,14 +124,16 @@ def _of_outputs(name: str, higher: bool, function: Callable[..., Any]) -> Metric
     return Metric(name, "", higher, what, ("labels", "original"), scorer, joint=("labels", "original"))
 
 
-def _takes(function: Callable[..., Any]) -> int:
-    """How many arguments it must be given; two where it does not say."""
+def _takes_outputs(function: Callable[..., Any]) -> bool:
+    """Whether it can be given outputs and labels; one that takes a single argument is given the model."""
     try:
         parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):
-        return 2
+    except (TypeError, ValueError):  # it does not say
+        return True
     placed = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return sum(one.kind in placed and one.default is one.empty for one in parameters)
+    return sum(one.kind in placed for one in parameters) != 1 or any(
+        one.kind is inspect.Parameter.VAR_POSITIONAL for one in parameters
+    )
 
 
 @dataclass(frozen=True)

@@ -266,10 +266,13 @@ def test_where_calibrating_takes_too_long_what_needs_it_comes_last(
         path, linear().samples(64), time_budget="5m", out=tmp_path / "out", say=said.append, **ORT
     )
     assert "calibrating alone takes about" in said[0]
-    assert said[0].endswith("so what needs it comes last")
+    assert said[0].endswith("what needs it comes last")
     recipes = list(dict.fromkeys(one.recipe for one in found.report.candidates))
-    assert recipes[:2] == ["original", "fp16"]
-    assert recipes[-1] in ("w8a8", "w8a8_dynamic")
+    assert recipes == ["original", "w8", "w8a8_dynamic", "fp16", "w8a8"]
+    plain = fb.compress(path, recipe="w8", out=tmp_path / "plain", **ORT)
+    sha256 = {one.name: one.sha256 for one in plain.report.candidates}
+    assert found.report.candidate("w8 ort f32").sha256 == sha256["w8 ort f32"]  # rounded without data
+    assert any("weights are rounded without data" in note for note in found.report.notes)
 
 
 def test_calibrating_is_cut_short_too(path, short_measuring, tmp_path, clock):
@@ -286,14 +289,6 @@ def test_calibrating_is_cut_short_too(path, short_measuring, tmp_path, clock):
     )
     assert found.met
     assert len(found.report.not_tried) > 3
-
-
-def test_a_budget_of_nothing_is_not_exceeded_by_much(path, tmp_path):
-    start = time.monotonic()
-    found = fb.compress(path, linear().samples(64), time_budget=0.001, out=tmp_path / "out", threads=1)
-    assert time.monotonic() - start < 30
-    assert all(one.original for one in found.report.candidates)
-    assert all(one.latency_ms.p50 for one in found.report.candidates)
 
 
 # --- Ctrl-C, in this process ------------------------------------------------------------------------------------
@@ -559,12 +554,15 @@ def test_a_second_ctrl_c_stops_at_once_with_nothing_written(command_line):
 
 @pytest.mark.skipif(os.name != "posix", reason="signals are POSIX")
 def test_a_time_budget_from_the_command_line(command_line):
-    process, errors, work, _ = command_line("--engine", "onnxruntime", "--time-budget", "8s")
+    process, errors, work, _ = command_line("--engine", "onnxruntime", "--time-budget", "1s")
     out, _ = process.communicate(timeout=120)
     said = errors.read_text()
     assert process.returncode == 0, said
-    assert re.match(r"fewbits: about .* for \d+ candidates, of [4-8]\.\d+ s left", said)
+    assert re.match(
+        r"fewbits: about .* for \d+ candidates, of 0\.\d+ s left: the most promising come first", said
+    )
     report = json.loads((work / "model-fewbits" / "report.json").read_text())
-    assert report["time_budget_s"] == 8
+    assert report["time_budget_s"] == 1
+    assert all(one["original"] and one["latency_ms"]["p50"] for one in report["candidates"])
     assert report["not_tried"]
     assert "ended early: the time was over" in out

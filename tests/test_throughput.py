@@ -69,6 +69,8 @@ def test_samples_per_second_of_every_candidate(command, short_measuring, place):
     given = (
         "--data",
         "data.npz",
+        "--engine",
+        "onnxruntime",
         "--recipe",
         "w8",
         "--threads",
@@ -81,7 +83,7 @@ def test_samples_per_second_of_every_candidate(command, short_measuring, place):
     answer = command("compress", "model.onnx", *given, "--out", "out")
     assert answer.code == 0, answer.err
     report = json.loads((place / "out" / "report.json").read_text())
-    assert len(report["candidates"]) >= 4
+    assert len(report["candidates"]) == 2
     for one in report["candidates"]:
         assert [part["batch"] for part in one["throughput"]] == [16, 1, 4]
         for part in one["throughput"]:
