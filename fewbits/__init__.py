@@ -11,19 +11,23 @@ if TYPE_CHECKING:
     from fewbits.compress import Interrupted, Result, compress
     from fewbits.inspection import inspect
     from fewbits.loaded import load
+    from fewbits.looking import compare_modules, look
     from fewbits.modules.files import save
-    from fewbits.quantize import quantize
+    from fewbits.quantize import quantize, simulate
     from fewbits.remeasure import measure
 
 _HOMES = {
     "compare": "fewbits.comparison",
+    "compare_modules": "fewbits.looking",
     "compress": "fewbits.compress",
     "inspect": "fewbits.inspection",
     "load": "fewbits.loaded",
+    "look": "fewbits.looking",
     "measure": "fewbits.remeasure",
     "quantize": "fewbits.quantize",
     "save": "fewbits.modules.files",
     "Interrupted": "fewbits.compress",
+    "simulate": "fewbits.quantize",
     "Result": "fewbits.compress",
 }
 
@@ -32,12 +36,15 @@ __all__ = [
     "Result",
     "__version__",
     "compare",
+    "compare_modules",
     "compress",
     "inspect",
     "load",
+    "look",
     "measure",
     "quantize",
     "save",
+    "simulate",
 ]
 
 

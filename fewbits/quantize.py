@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from fewbits.errors import InputError
 
@@ -13,30 +15,91 @@ if TYPE_CHECKING:
     from fewbits.planning.recipe import Recipe
 
 
-def quantize(module: nn.Module, recipe: str | Recipe = "w8", *, exclude: Sequence[str] = ()) -> nn.Module:
-    """A copy of a module that behaves as the module does, in fewer bits, without retraining.
+def quantize(
+    module: nn.Module, recipe: str | Recipe = "w8", data: Any = None, *, exclude: Sequence[str] = ()
+) -> nn.Module:
+    """A module that behaves as the one that came in, in fewer bits, without retraining.
 
-    It has the same class and the same forward; where a Parameter was there are codes with their scales, as buffers.
+    It is a copy with the same class and the same forward; where a Parameter was there are codes with their scales, as
+    buffers. With ``fp16`` and ``bf16`` all of it is in 16 bits, inputs are cast to them and outputs back.
     ``state_dict``, ``copy.deepcopy``, ``.to(device)``, ``torch.compile`` and ``generate()`` of transformers work as
     before; :func:`fewbits.save` and :func:`fewbits.load` keep codes as codes.
+
+    A recipe whose activations have ranges known in advance (``w8a8``) is for engines: the module is exported,
+    calibrated and measured by :func:`fewbits.compress`, and what comes back runs in the fastest engine.
+    :func:`simulate` computes the same in PyTorch.
 
     Args:
         module: in float, on any device.
         recipe: a preset such as ``w8``, ``w4_g128`` or ``w8a8_dynamic``; another format of weights, such as
             ``w3_g64``, ``w_nf4_g64`` or ``w_ternary``; the path of a ``.toml``; or a Recipe.
+        data: samples to calibrate with, for recipes that need them; see :func:`fewbits.compress`.
         exclude: patterns of layer names or operators to keep in float.
 
     Raises:
-        InputError: a module that cannot be quantized or is quantized already, a recipe that does not fit it, or NaN or
-            infinity in a weight; the layer is named.
+        InputError: a module that cannot be quantized or is quantized already, a recipe that does not fit it, NaN or
+            infinity in a weight (the layer is named), or no data where the recipe needs some.
     """
     from fewbits.modules.convert import converted
+    from fewbits.modules.half import halved, whole_dtype
     from fewbits.modules.recipes import recipe_for
 
     found = recipe_for(recipe, exclude)
     if found.needs_data:
+        return _in_engine(module, found, data)
+    dtype = whole_dtype(found)
+    return converted(module, found) if dtype is None else halved(module, dtype)
+
+
+def _in_engine(module: nn.Module, recipe: Recipe, data: Any) -> nn.Module:
+    """The module in the engine that runs it fastest with that recipe."""
+    from torch import nn
+
+    from fewbits.compress import compress
+    from fewbits.modules.survey import check
+    from fewbits.planning.recipe import ResolvedRecipe, write_recipe
+
+    check(module)
+    if data is None:
         raise InputError(
-            f"recipe {found.name!r} quantizes activations with ranges known in advance, which engines run: "
-            f"fb.compress(module, data, recipe={found.name!r}).model is a module, too"
+            f"recipe {recipe.name!r} needs data to calibrate with: fb.quantize(module, {recipe.name!r}, data)"
         )
-    return converted(module, found)
+    with tempfile.TemporaryDirectory(prefix="fewbits-") as folder:
+        path = Path(folder) / "recipe.toml"
+        path.write_text(write_recipe(ResolvedRecipe(recipe)), encoding="utf-8")
+        found = compress(module, data, recipe=str(path)).model
+    assert isinstance(found, nn.Module)  # a module came in
+    return found
+
+
+def simulate(
+    module: nn.Module, data: Any, recipe: str | Recipe = "w8a8", *, exclude: Sequence[str] = ()
+) -> nn.Module:
+    """A copy of a module that computes in PyTorch what int8 kernels compute with ranges known in advance.
+
+    Where a linear layer or a convolution reads an activation it is rounded to uint8; products are summed in integers.
+    The ranges are those of the data in the recipe's way (least squared error, extremes, ...), and for what sigmoid,
+    softmax and tanh give the known ones. It is exact and not fast: for looking, and for what an engine cannot export.
+
+    Args:
+        module: in float.
+        data: calibrates: a tensor, a tuple or dict of forward's arguments, or an iterable of any of these.
+        recipe: with static activations, such as ``w8a8`` or ``w8a8_percentile``; see :func:`quantize`. Smoothing and
+            compensation are the main job's, and left out here.
+        exclude: patterns of layer names or operators to keep in float.
+
+    Raises:
+        InputError: as :func:`quantize`; data that forward does not take, or NaN or infinity that meets a weight.
+    """
+    from fewbits.modules.convert import converted
+    from fewbits.modules.observe import observe
+    from fewbits.modules.recipes import recipe_for
+    from fewbits.modules.survey import survey
+
+    found = recipe_for(recipe, exclude)
+    if not found.needs_data:
+        raise InputError(
+            f"recipe {found.name!r} has no ranges known in advance; use fb.quantize(module, {found.name!r})"
+        )
+    names = {id(module.get_parameter(name)): name for name in survey(module).places}
+    return converted(module, found, observe(module, names, data))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,19 +11,23 @@ from torch import nn
 
 from fewbits.errors import InputError
 from fewbits.methods.rounding import round_weight
-from fewbits.modules.products import DynamicProducts, Products
+from fewbits.modules.observe import Observed, static_products
+from fewbits.modules.products import DynamicProducts, FloatProducts, Products
 from fewbits.modules.survey import Place, Survey, survey
 from fewbits.modules.weight import CodedWeight
-from fewbits.planning.model_info import WeightInfo
 from fewbits.planning.recipe import Assignment, Recipe, assign
-from fewbits.planning.scheme import Scheme
 
 SHOWN = 3  # names of layers left in float for one reason
 LEFT = "fewbits_left_in_float"  # a module's attribute: the names of what stays in float, and why
 
 
-def converted(module: nn.Module, recipe: Recipe) -> nn.Module:
+def converted(module: nn.Module, recipe: Recipe, observed: Mapping[str, Observed] | None = None) -> nn.Module:
     """A copy of a module whose weights are codes; what is not quantized is copied, the original left alone.
+
+    Args:
+        module: in float.
+        recipe: which weights and activations are quantized, and how.
+        observed: what meets each weight, by its name, for activations whose ranges are known in advance.
 
     Raises:
         InputError: a module that cannot be quantized (see :func:`fewbits.modules.survey.survey`), a recipe that does
@@ -41,10 +45,15 @@ def converted(module: nn.Module, recipe: Recipe) -> nn.Module:
                 left[a.layer.name] = "the recipe keeps it in float"
                 continue
             for weight in a.layer.weights:
-                if weight.name not in coded and (made := _coded(module, weight, a, assigned)) is not None:
-                    coded[weight.name] = made
-                elif weight.name not in coded:
+                if weight.name in coded:
+                    continue
+                values = module.get_parameter(weight.name).detach()
+                q = round_weight(values, a.weights, weight.channel_axis, weight.name)
+                if q.nbytes >= values.nbytes:
                     left[weight.name] = "too small to gain anything"
+                    continue
+                products = _products(weight.name, assigned, observed or {})
+                coded[weight.name] = CodedWeight.of(q, values.dtype, products)
     if not coded:
         raise InputError(f"recipe {recipe.name!r} leaves every layer of the module in float: {_why(left)}")
     result = _copied(module, found, coded)
@@ -52,25 +61,15 @@ def converted(module: nn.Module, recipe: Recipe) -> nn.Module:
     return result
 
 
-def _coded(
-    module: nn.Module, weight: WeightInfo, a: Assignment, assigned: tuple[Assignment, ...]
-) -> CodedWeight | None:
-    """A weight as its layer's scheme has it; None where that is no smaller."""
-    assert a.weights is not None
-    values = module.get_parameter(weight.name).detach()
-    q = round_weight(values, a.weights, weight.channel_axis, weight.name)
-    if q.nbytes >= values.nbytes:
-        return None
-    readers = [other for other in assigned if any(w.name == weight.name for w in other.layer.weights)]
-    activations = next((other.activations for other in readers if other.activations is not None), None)
-    return CodedWeight.of(q, values.dtype, products_for(activations))
-
-
-def products_for(activations: Scheme | None) -> Products | None:
-    """How a weight is multiplied with such activations."""
+def _products(name: str, assigned: Sequence[Assignment], observed: Mapping[str, Observed]) -> Products:
+    """How a weight is multiplied: as the first layer that reads it and has activations to quantize says."""
+    readers = [a for a in assigned if any(weight.name == name for weight in a.layer.weights)]
+    activations = next((a.activations for a in readers if a.activations is not None), None)
     if activations is None:
-        return None
-    return DynamicProducts()
+        return FloatProducts()
+    if activations.dynamic:
+        return DynamicProducts()
+    return static_products(activations, observed[name]) if name in observed else FloatProducts()
 
 
 def _copied(module: nn.Module, found: Survey, coded: Mapping[str, CodedWeight]) -> nn.Module:

@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterator, Mapping
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from fewbits.errors import InputError
 from fewbits.keys import check_keys
 from fewbits.modules.convert import LEFT, put, refresh
+from fewbits.modules.half import DTYPES, cast_ends, dtype_of
 from fewbits.modules.products import PRODUCTS
 from fewbits.modules.survey import Place
 from fewbits.modules.weight import CodedWeight
@@ -46,8 +47,9 @@ class _Header(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    weights: list[_Weight]
-    left: dict[str, str]
+    weights: list[_Weight] = []
+    left: dict[str, str] = {}
+    half: Literal["fp16", "bf16"] | None = None
 
 
 def save(module: nn.Module, path: str | PathLike[str]) -> None:
@@ -57,11 +59,12 @@ def save(module: nn.Module, path: str | PathLike[str]) -> None:
         InputError: nothing in it is quantized, or the file cannot be written.
     """
     weights = [_described(weight, names) for weight, names in coded_weights(module).items()]
-    if not weights:
+    half = dtype_of(module)
+    if not weights and half is None:
         raise InputError(
             f"{path}: nothing in the module is quantized; torch.save or safetensors hold it as it is"
         )
-    header = _Header(weights=weights, left=getattr(module, LEFT, {}))
+    header = _Header(weights=weights, left=getattr(module, LEFT, {}), half=half)
     try:
         save_file(_stored(module), path, {KEY: header.model_dump_json()})
     except (OSError, SafetensorError, ValueError) as error:
@@ -82,6 +85,8 @@ def load(path: str | PathLike[str], skeleton: nn.Module, name: str) -> nn.Module
     path = Path(path)
     header, stored = _read(path)
     floats = dict(stored)
+    if header.half is not None:
+        cast_ends(skeleton, DTYPES[header.half])
     for described_weight in header.weights:
         weight = _weight(path, described_weight, floats)
         for at in described_weight.names:

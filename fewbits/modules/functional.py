@@ -25,6 +25,11 @@ class Call:
     part: Part
     also: tuple[str, ...] = ()
 
+    @property
+    def not_dynamic(self) -> str | None:
+        """As of a layer: why it has no int8 products with activations quantized as they come."""
+        return None if self.kind == "linear" and self.part == _ROWS else "int8 kernels take [outputs, inputs]"
+
 
 _ROWS, _COLUMNS = Part("*", 0, 1), Part("*", 1, 0)
 _LINEAR = Call("linear", "linear", _ROWS, ("Linear", "MatMul", "Gemm"))

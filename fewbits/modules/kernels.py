@@ -29,22 +29,20 @@ ROWS_DTYPE = _rows_dtype()
 """What torch's weight-only kernels multiply in fast; None where this CPU has slow ones only."""
 
 
-def fits_8bit(shape: torch.Size) -> bool:
-    """Whether torch's weight-only 8-bit kernel takes codes of that shape, [outputs, inputs]."""
-    return ROWS_DTYPE is not None and shape[1] % STEP_8BIT == 0
+def packed_8bit(codes: Tensor, scale: Tensor) -> tuple[Tensor, Tensor] | None:
+    """What :func:`rows_8bit` reads, from int8 codes [outputs, inputs] and scale float32 [outputs]; None: too odd.
+
+    The codes are copied only where they do not begin where the kernel wants them to.
+    """
+    if ROWS_DTYPE is None or codes.shape[1] % STEP_8BIT:
+        return None
+    return aligned(codes), scale.to(ROWS_DTYPE)
 
 
 def rows_8bit(x: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
-    """``x @ (codes * scale).T`` for few rows, x and the result rounded to bfloat16 on x86.
-
-    Args:
-        x: float [rows, inputs].
-        codes: int8 [outputs, inputs].
-        scale: float32 [outputs].
-    """
-    assert ROWS_DTYPE is not None
-    rows = aligned(x.to(ROWS_DTYPE).contiguous())
-    return torch._weight_int8pack_mm(rows, aligned(codes), scale.to(ROWS_DTYPE)).to(x.dtype)
+    """Rows, float [rows, inputs], times what :func:`packed_8bit` made; rounded to bfloat16 on x86."""
+    rows = aligned(x.to(scale.dtype).contiguous())
+    return torch._weight_int8pack_mm(rows, codes, scale).to(x.dtype)
 
 
 def aligned(x: Tensor) -> Tensor:
@@ -92,10 +90,11 @@ def dynamic_8bit(x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None) -
         x: float [rows, inputs].
         codes: int8 [outputs, inputs].
         scale: float32 [outputs].
-        bias: [outputs].
+        bias: [outputs], or what is added to each row, [rows, outputs].
     """
-    step = (x.abs().amax(dim=-1, keepdim=True) / 127).clamp_(min=SMALLEST)
-    rows = (x / step).round_().to(torch.int8)
-    products = torch._int_mm(rows, codes.t()) * step.float()
-    scaled = products.mul_(scale) if bias is None else torch.addcmul(bias, products, scale)
+    rows = x.float()
+    step = (rows.abs().amax(dim=-1, keepdim=True) / 127).clamp_(min=SMALLEST)
+    levels = (rows / step).round_().to(torch.int8)
+    products = torch._int_mm(levels, codes.t()) * step
+    scaled = products.mul_(scale) if bias is None else torch.addcmul(bias.float(), products, scale)
     return scaled.to(x.dtype)

@@ -30,12 +30,14 @@ class Kind:
         kind: what family it is of.
         parts: its weights.
         also: ONNX operators that it becomes, by which the rules of a recipe may call it.
+        not_dynamic: why it has no int8 products with activations quantized as they come; None: it has.
     """
 
     layer: str
     kind: LayerKind
     parts: tuple[Part, ...] = (Part("weight"),)
     also: tuple[str, ...] = ()
+    not_dynamic: str | None = None
 
     @property
     def op(self) -> str:
@@ -52,26 +54,35 @@ class Kind:
 
 _RECURRENT = (Part("weight_*"),)
 _ATTENTION = (Part("in_proj_weight"), Part("[qkv]_proj_weight"))
+_TRANSPOSED = (Part("weight", 1, 0),)
+_NO_CONVOLUTION = "PyTorch has no int8 convolution that takes activations as they come"
+_GATHERED = "nothing is multiplied: rows are gathered as codes"
 
 KINDS = (
     Kind("torch.nn.Linear", "linear", also=("MatMul", "Gemm")),
-    Kind("torch.nn.Bilinear", "product"),
-    Kind("torch.nn.Conv1d", "conv", also=("Conv",)),
-    Kind("torch.nn.Conv2d", "conv", also=("Conv",)),
-    Kind("torch.nn.Conv3d", "conv", also=("Conv",)),
-    Kind("torch.nn.ConvTranspose1d", "conv", (Part("weight", 1, 0),), ("ConvTranspose",)),
-    Kind("torch.nn.ConvTranspose2d", "conv", (Part("weight", 1, 0),), ("ConvTranspose",)),
-    Kind("torch.nn.ConvTranspose3d", "conv", (Part("weight", 1, 0),), ("ConvTranspose",)),
-    Kind("torch.nn.Embedding", "embedding", also=("Gather",)),
-    Kind("torch.nn.EmbeddingBag", "embedding", also=("Gather",)),
+    Kind("torch.nn.Bilinear", "product", not_dynamic="a product of two inputs"),
+    Kind("torch.nn.Conv1d", "conv", also=("Conv",), not_dynamic=_NO_CONVOLUTION),
+    Kind("torch.nn.Conv2d", "conv", also=("Conv",), not_dynamic=_NO_CONVOLUTION),
+    Kind("torch.nn.Conv3d", "conv", also=("Conv",), not_dynamic=_NO_CONVOLUTION),
+    Kind("torch.nn.ConvTranspose1d", "conv", _TRANSPOSED, ("ConvTranspose",), _NO_CONVOLUTION),
+    Kind("torch.nn.ConvTranspose2d", "conv", _TRANSPOSED, ("ConvTranspose",), _NO_CONVOLUTION),
+    Kind("torch.nn.ConvTranspose3d", "conv", _TRANSPOSED, ("ConvTranspose",), _NO_CONVOLUTION),
+    Kind("torch.nn.Embedding", "embedding", also=("Gather",), not_dynamic=_GATHERED),
+    Kind("torch.nn.EmbeddingBag", "embedding", also=("Gather",), not_dynamic=_GATHERED),
     Kind("torch.nn.LSTM", "recurrent", _RECURRENT),
     Kind("torch.nn.GRU", "recurrent", _RECURRENT),
-    Kind("torch.nn.RNN", "recurrent", _RECURRENT),
+    Kind("torch.nn.RNN", "recurrent", _RECURRENT, not_dynamic="PyTorch has no int8 loop over its steps"),
     Kind("torch.nn.LSTMCell", "recurrent", _RECURRENT, ("LSTM",)),
     Kind("torch.nn.GRUCell", "recurrent", _RECURRENT, ("GRU",)),
     Kind("torch.nn.RNNCell", "recurrent", _RECURRENT, ("RNN",)),
     Kind("torch.nn.MultiheadAttention", "linear", _ATTENTION, ("MatMul", "Gemm")),
-    Kind("transformers.pytorch_utils.Conv1D", "linear", (Part("weight", 1, 0),), ("MatMul", "Gemm")),
+    Kind(
+        "transformers.pytorch_utils.Conv1D",
+        "linear",
+        _TRANSPOSED,
+        ("MatMul", "Gemm"),
+        "its weight is [inputs, outputs], and int8 kernels take [outputs, inputs]",
+    ),
 )
 
 

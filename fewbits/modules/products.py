@@ -10,6 +10,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from fewbits.modules import kernels
+from fewbits.modules.attention import multi_head_attention
+from fewbits.modules.recurrent import RECURRENT, multiply_codes
+from fewbits.modules.static import StaticProducts
 
 if TYPE_CHECKING:
     from fewbits.modules.weight import CodedWeight
@@ -29,7 +32,10 @@ class Products(Protocol):
     name: str
 
     def computes(self, function: Callable) -> Computes | None:
-        """What stands for one of torch's functions where it gets a coded weight; None: it gets the tensor."""
+        """What stands for one of torch's functions where it gets a coded weight.
+
+        Where there is nothing, or it gives NotImplemented, the function gets the tensor.
+        """
         ...
 
 
@@ -49,8 +55,8 @@ class DynamicProducts:
     name = "int8 dynamic"
 
     def computes(self, function: Callable) -> Computes | None:
-        """As :class:`FloatProducts`, but for linear layers."""
-        return dynamic_linear if function is functional.linear else _FLOAT.get(function)
+        """Linear and recurrent layers multiply codes with codes; the others are as of :class:`FloatProducts`."""
+        return _DYNAMIC.get(function)
 
 
 def float_linear(input: Tensor, weight: CodedWeight, bias: Tensor | None = None) -> Tensor:
@@ -68,22 +74,22 @@ def float_linear(input: Tensor, weight: CodedWeight, bias: Tensor | None = None)
 def _few_rows(input: Tensor, weight: CodedWeight) -> Tensor | None:
     """Products by one of torch's weight-only kernels; None where none takes these codes."""
     rows = input.reshape(-1, input.shape[-1])
-    if (codes := weight.int8_rows()) is not None and kernels.fits_8bit(weight.shape):
+    if (codes := weight.rows_8bit()) is not None:
         found = kernels.rows_8bit(rows, *codes)
-    elif (packed := weight.packed_4bit()) is not None:
+    elif (packed := weight.rows_4bit()) is not None:
         found = kernels.rows_4bit(rows, *packed)
     else:
         return None
-    return found.view(*input.shape[:-1], weight.shape[0])
+    return found.view(*input.shape[:-1], found.shape[-1])
 
 
 def dynamic_linear(input: Tensor, weight: CodedWeight, bias: Tensor | None = None) -> Tensor:
     """``functional.linear`` in int8 products; in float where there are no such kernels."""
-    codes = weight.int8_rows()
-    if codes is None or needs_gradient(input) or input.device.type != "cpu" or not input.numel():
+    codes = weight.int8() if input.numel() and multiply_codes(input, weights=(weight,)) else None
+    if codes is None:
         return float_linear(input, weight, bias)
     rows = kernels.dynamic_8bit(input.reshape(-1, input.shape[-1]), *codes, bias)
-    return rows.view(*input.shape[:-1], weight.shape[0])
+    return rows.view(*input.shape[:-1], rows.shape[-1])
 
 
 def embedding(
@@ -150,5 +156,14 @@ _FLOAT: dict[Callable, Computes] = {
     functional.embedding: embedding,
     functional.embedding_bag: embedding_bag,
 }
-PRODUCTS: dict[str, type[Products]] = {kind.name: kind for kind in (FloatProducts, DynamicProducts)}
+_DYNAMIC: dict[Callable, Computes] = {
+    **_FLOAT,
+    functional.linear: dynamic_linear,
+    functional.multi_head_attention_forward: multi_head_attention,
+    **RECURRENT,
+}
+
+PRODUCTS: dict[str, type[Products]] = {
+    kind.name: kind for kind in (FloatProducts, DynamicProducts, StaticProducts)
+}
 """All ways by name."""

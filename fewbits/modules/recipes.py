@@ -6,10 +6,10 @@ import re
 from collections.abc import Sequence
 
 from fewbits.errors import InputError
-from fewbits.numerics import find
+from fewbits.numerics import QType, find
 from fewbits.numerics.qtype import table
 from fewbits.planning.recipe import INT8_CHANNEL, PRESETS, STORED, Recipe, Rule, preset, read_recipe
-from fewbits.planning.scheme import Scheme
+from fewbits.planning.scheme import Per, Scheme
 
 NAME = re.compile(r"w(?:(?P<bits>[2-7])|_(?P<qtype>[a-z]\w*?))(?:_g(?P<group>\d+))?")
 PATTERN = "w3_g64, w2_g32, w_nf4_g64, w_codebook4, w_ternary, w_binary, w_fp8_e4m3fn, ..."
@@ -41,6 +41,13 @@ def _named(name: str) -> Recipe:
         )
     row = find(match["qtype"] or f"int{match['bits']}")
     group = row.group_size or (int(match["group"]) if match["group"] else None)
-    linear = Scheme(row.name, "channel" if group is None else "group", group, range="mse")
+    linear = Scheme(row.name, _shared(row, group), group, range="mse")
     rules = (Rule("linear", linear), Rule("*", INT8_CHANNEL))
     return Recipe(name, rules, f"weights of linear layers as {linear}; the rest in 8 bits; no data needed")
+
+
+def _shared(row: QType, group: int | None) -> Per:
+    """What shares a scale; a learned codebook is as large as dozens of codes, and serves the tensor."""
+    if group is not None:
+        return "group"
+    return "tensor" if row.kind == "codebook" and row.levels is None else "channel"

@@ -10,12 +10,11 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from fewbits.errors import InputError
-from fewbits.modules.functional import calls, own_parameters
+from fewbits.modules.functional import Call, calls, own_parameters
 from fewbits.modules.kinds import Kind, Part, kind_of
 from fewbits.modules.weight import CodedWeight
-from fewbits.planning.model_info import LayerInfo, LayerKind, ModelInfo, WeightInfo
+from fewbits.planning.model_info import LayerInfo, ModelInfo, WeightInfo
 
-DYNAMIC_KINDS: tuple[LayerKind, ...] = ("linear",)
 NO_PRODUCT = "not used in a product that has codes"
 
 
@@ -103,7 +102,7 @@ def _add(found: _Found, path: str, layer: nn.Module, kind: Kind) -> list[str]:
     weights = [_weight(found, Place(path, attribute), layer, part) for attribute, part in parts.items()]
     name = path or kind.op
     if weights:
-        found.layers.append(_layer(name, kind.op, kind.kind, tuple(weights), kind.also))
+        found.layers.append(_layer(name, kind, tuple(weights)))
     return list(parts)
 
 
@@ -119,13 +118,12 @@ def _add_calls(found: _Found, path: str, owner: nn.Module, names: list[str]) -> 
             found.left[str(place)] = why or NO_PRODUCT
             continue
         weight = _weight(found, place, owner.get_submodule(name.rpartition(".")[0]), call.part)
-        found.layers.append(_layer(str(place), call.op, call.kind, (weight,), call.also))
+        found.layers.append(_layer(str(place), call, (weight,)))
 
 
-def _layer(
-    name: str, op: str, kind: LayerKind, weights: tuple[WeightInfo, ...], also: tuple[str, ...] = ()
-) -> LayerInfo:
-    return LayerInfo(name, name, op, kind, weights, bias=None, inputs=(), output=name, also=also)
+def _layer(name: str, what: Kind | Call, weights: tuple[WeightInfo, ...]) -> LayerInfo:
+    dynamic = what.not_dynamic is None
+    return LayerInfo(name, name, what.op, what.kind, weights, None, (), name, also=what.also, dynamic=dynamic)
 
 
 def _place(path: str, name: str) -> Place:
@@ -146,4 +144,4 @@ def _survey(found: _Found) -> Survey:
     places = {str(seen[0]): tuple(seen) for seen in found.places.values()}
     coded = {str(place) for seen in places.values() for place in seen}
     left = {name: why for name, why in found.left.items() if name not in coded}
-    return Survey(ModelInfo((), (), tuple(found.layers), dynamic_kinds=DYNAMIC_KINDS), places, left)
+    return Survey(ModelInfo((), (), tuple(found.layers)), places, left)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -49,7 +49,7 @@ class CodedWeight(nn.Module):
         for part in PARTS:
             self.register_buffer(part, parts.get(part))
         self.products = products or FloatProducts()
-        self._made: dict[str, Any] = {}
+        self._made: dict[Hashable, Any] = {}
 
     @classmethod
     def of(cls, q: QTensor, dtype: torch.dtype, products: Products | None = None) -> CodedWeight:
@@ -78,7 +78,7 @@ class CodedWeight(nn.Module):
         if self.codes is None or self.codes.dtype != torch.uint8 or self.codes.numel() != needed:
             got = None if self.codes is None else f"{self.codes.numel()} of {self.codes.dtype}"
             raise InputError(f"its codes are {needed} bytes, got {got}")
-        for part, value in self._read().items():
+        for part, value in self.values().items():
             shape = value.shape[:-1] if part == "codebook" else value.shape
             wanted = () if part == "tensor_scale" else self.layout.parameter_shape
             if tuple(shape) != wanted:
@@ -104,12 +104,12 @@ class CodedWeight(nn.Module):
             channel_axis=self.layout.channel_axis,
             group_size=self.layout.group_size,
             name=name,
-            **self._read(),
+            **self.values(),
         )
 
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
         """The tensor it stands for, in its own dtype or another."""
-        parameters = Parameters.spread(self.layout, self._read())
+        parameters = Parameters.spread(self.layout, self.values())
         return decode(self.unpacked(), self.row, self.layout, parameters, dtype or self.dtype)
 
     def rows(self, indices: Tensor) -> Tensor:
@@ -123,31 +123,46 @@ class CodedWeight(nn.Module):
         if not flat.numel():
             return torch.empty((*indices.shape, *self.shape[1:]), dtype=self.dtype, device=self.device)
         layout = layout_of(shape, self.layout.channel_axis, self.layout.group_size)
-        parameters = Parameters.spread(self.layout, self._read()).of_channels(flat)
+        parameters = Parameters.spread(self.layout, self.values()).of_channels(flat)
         values = decode(unpack(codes, self.row, shape), self.row, layout, parameters, self.dtype)
         return values.reshape(*indices.shape, *self.shape[1:])
 
-    def int8_rows(self) -> tuple[Tensor, Tensor] | None:
-        """Codes int8 [outputs, inputs] and scale float32 [outputs] where it is stored so; views, not copies."""
+    def int8(self) -> tuple[Tensor, Tensor] | None:
+        """Codes int8 [outputs, inputs] and scale float32 [outputs], without copying; None where it has others."""
+        return self.once("int8", self._int8)
+
+    def rows_8bit(self) -> tuple[Tensor, Tensor] | None:
+        """What :func:`fewbits.modules.kernels.rows_8bit` reads; None where it cannot take the codes."""
+        return self.once("8bit", self._rows_8bit)
+
+    def rows_4bit(self) -> tuple[Tensor, int, Tensor] | None:
+        """What :func:`fewbits.modules.kernels.rows_4bit` reads; None where it cannot hold the codes."""
+        return self.once("4bit", self._rows_4bit)
+
+    def once(self, name: Hashable, make: Callable[[], Any]) -> Any:
+        """What a kernel reads, made when it is first used, and again after the codes have moved or changed."""
+        if name not in self._made:
+            self._made[name] = make()
+        return self._made[name]
+
+    def _int8(self) -> tuple[Tensor, Tensor] | None:
         plain = self.row.name == "int8" and self.zero_point is None and self.free_zero_point is None
         if not plain or not self._is_matrix() or self.layout.group_size is not None or self.scale is None:
             return None
         return self.codes.view(torch.int8).view(self.shape), self.scale.expand(self.shape[0])
 
-    def packed_4bit(self) -> tuple[Tensor, int, Tensor] | None:
-        """What :func:`fewbits.modules.kernels.rows_4bit` reads, made once; None where it cannot hold the codes."""
-        if "4bit" not in self._made:
-            self._made["4bit"] = self._pack_4bit()
-        return self._made["4bit"]
+    def _rows_8bit(self) -> tuple[Tensor, Tensor] | None:
+        codes = self.int8()
+        return None if codes is None or self.device.type != "cpu" else kernels.packed_8bit(*codes)
 
-    def _pack_4bit(self) -> tuple[Tensor, int, Tensor] | None:
+    def _rows_4bit(self) -> tuple[Tensor, int, Tensor] | None:
         uniform = self.row.kind in ("int", "ternary", "binary") and self.row.bits <= 4
         if not uniform or not self._is_matrix() or self.device.type != "cpu":
             return None
         group = kernels.group_4bit(self.shape, self.layout.group_size)
         if group is None:
             return None
-        codes, given = self.unpacked(), self._read()
+        codes, given = self.unpacked(), self.values()
         zero = given.get("zero_point", given.get("free_zero_point"))
         if not self.row.signed:
             codes = codes.to(torch.int8) - 8
@@ -172,7 +187,8 @@ class CodedWeight(nn.Module):
         grouped_as_one = axis is None and self.layout.group_size is not None
         return self.dim() == 2 and axis in (None, 0) and not grouped_as_one
 
-    def _read(self) -> dict[str, Tensor]:
+    def values(self) -> dict[str, Tensor]:
+        """Scale, zero point, codebook and so on, those that the format has, as a QTensor has them."""
         return restored_parameters(self.row, self.layout, dict(self.named_buffers(recurse=False)))
 
     def to(self, *args: Any, **kwargs: Any) -> Any:
@@ -207,6 +223,7 @@ class CodedWeight(nn.Module):
 
     def _load_from_state_dict(self, *args: Any) -> None:
         super()._load_from_state_dict(*args)
+        self._buffers["codes"] = kernels.aligned(self.codes)  # they may lie in a file mapped into memory
         self._made = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -222,10 +239,11 @@ class CodedWeight(nn.Module):
     ) -> Any:
         """Answer for one of torch's functions that got a coded weight for a tensor."""
         kwargs = kwargs or {}
-        weight = next(_weights((*args, *kwargs.values())))
+        usual = args[1] if len(args) > 1 else None
+        weight = usual if isinstance(usual, CodedWeight) else next(_weights((*args, *kwargs.values())))
         own = weight.products.computes(func)
-        if own is not None:
-            return own(*args, **kwargs)
+        if own is not None and (result := own(*args, **kwargs)) is not NotImplemented:
+            return result
         return func(*map(_plain, args), **{name: _plain(value) for name, value in kwargs.items()})
 
 

@@ -77,6 +77,7 @@ class LayerInfo:
         output: name of its result.
         geometry: for a convolution whose padding is known in advance.
         also: what ONNX calls the operator, where the source format has words of its own: rules match all.
+        dynamic: it has kernels for activations that are quantized as they come; None: where it is linear.
     """
 
     name: str
@@ -89,6 +90,7 @@ class LayerInfo:
     output: str
     geometry: ConvGeometry | None = None
     also: tuple[str, ...] = ()
+    dynamic: bool | None = None
 
     @property
     def params(self) -> int:
@@ -114,7 +116,6 @@ class ModelInfo:
         layers: what can be represented anew.
         in_codes: how many layers came quantized; they stay as they are and are not listed.
         float_only: operators that stand in the way of a file that computes on integers alone.
-        dynamic_kinds: of the layers that have kernels for activations which are quantized as they come.
     """
 
     inputs: tuple[TensorInfo, ...]
@@ -122,7 +123,6 @@ class ModelInfo:
     layers: tuple[LayerInfo, ...]
     in_codes: int = 0
     float_only: tuple[FloatOnly, ...] = ()
-    dynamic_kinds: tuple[LayerKind, ...] = ("linear",)
 
     def layer(self, name: str) -> LayerInfo:
         """The layer of that name; KeyError where there is none."""

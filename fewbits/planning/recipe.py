@@ -10,11 +10,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fewbits.errors import InputError
-from fewbits.planning.model_info import LayerInfo, LayerKind, ModelInfo
+from fewbits.planning.model_info import LayerInfo, ModelInfo
 from fewbits.planning.scheme import Per, RangeKind, Scheme
-
-STATIC_KINDS: tuple[LayerKind, ...] = ("conv", "linear", "matmul")
-"""Kinds of layers that have kernels for activations whose ranges are known in advance."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +98,7 @@ def assign(recipe: Recipe, info: ModelInfo) -> tuple[Assignment, ...]:
     assigned = []
     for layer in info.layers:
         rule = next((r for r in recipe.rules if r.matches(layer)), Rule(match=layer.name))
-        assigned.append(Assignment(layer, rule.weights, _usable(rule.activations, layer, info)))
+        assigned.append(Assignment(layer, rule.weights, _usable(rule.activations, layer)))
     _check_groups(recipe.name, assigned)
     _check_products(recipe.name, assigned)
     return tuple(assigned)
@@ -119,12 +116,15 @@ def fitted(recipe: Recipe, info: ModelInfo) -> Recipe:
     return replace(recipe, rules=tuple(kept))
 
 
-def _usable(activations: Scheme | None, layer: LayerInfo, info: ModelInfo) -> Scheme | None:
+def _usable(activations: Scheme | None, layer: LayerInfo) -> Scheme | None:
     """Activations are quantized where kernels multiply their codes; other layers get their weights in fewer bits."""
     if activations is None:
         return None
-    kinds = info.dynamic_kinds if activations.dynamic else STATIC_KINDS
-    return activations if layer.kind in kinds else None
+    if activations.dynamic:
+        usable = layer.kind == "linear" if layer.dynamic is None else layer.dynamic
+    else:
+        usable = layer.kind in ("conv", "linear", "matmul")
+    return activations if usable else None
 
 
 def _nothing_matched(recipe: str, pattern: str, layers: Iterable[LayerInfo]) -> str:
@@ -210,6 +210,7 @@ PRESETS: dict[str, Recipe] = {
             (
                 Rule("MatMul", INT8_CHANNEL, Scheme("uint8", symmetric=False, dynamic=True)),
                 Rule("Gemm", INT8_CHANNEL, Scheme("uint8", symmetric=False, dynamic=True)),
+                Rule("recurrent", INT8_CHANNEL, Scheme("uint8", symmetric=False, dynamic=True)),
                 Rule("*", INT8_CHANNEL),
             ),
             "int8 linear layers, activations quantized as they come; no data needed, closer with some",

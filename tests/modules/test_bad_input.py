@@ -83,4 +83,4 @@ def test_groups_that_do_not_divide():
 
 
 def test_activations_with_ranges():
-    refused(nn.Linear(64, 64), "w8a8", "fb.compress(module, data, recipe='w8a8').model")
+    refused(nn.Linear(64, 64), "w8a8", "needs data to calibrate with", "fb.quantize(module, 'w8a8', data)")

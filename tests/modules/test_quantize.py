@@ -21,7 +21,7 @@ from tests.modules.layers import LAYERS, Tied, flat, ids, made, rows, sqnr
 BF16_DB = 45.0  # products of few rows are rounded to bfloat16
 FLOAT_DB = 110.0
 FORMATS = ("w4_g32", "w3_g32", "w2_g32", "w_nf4_g32", "w_uint4_g32", "w_codebook4", "w_ternary", "w_binary")
-FORMATS += ("w_fp8_e4m3fn", "w_mxfp4", "w_nvfp4", "w_log4_g32", "bf16", "fp16")
+FORMATS += ("w_fp8_e4m3fn", "w_mxfp4", "w_nvfp4", "w_log4_g32")
 
 
 @pytest.fixture(autouse=True)
@@ -82,7 +82,7 @@ def test_dynamic_products_are_exact_integers():
     layer = nn.Linear(64, 48, bias=False)
     small = fb.quantize(layer, "w8a8_dynamic")
     x = rows(7, 64)
-    codes, scale = small._modules["weight"].int8_rows()
+    codes, scale = small._modules["weight"].int8()
     step = x.abs().amax(1, keepdim=True) / 127
     levels = (x / step).round().to(torch.int64)
     expected = (levels @ codes.long().T).float() * step * scale
