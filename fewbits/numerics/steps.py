@@ -44,15 +44,20 @@ def best_step(
     coarse: tuple[float, ...],
     fine: tuple[float, ...],
     refinements: int,
+    bounds: tuple[Tensor | int, Tensor | int] | None = None,
 ) -> Tensor:
     """The best step found for each row, whose values are given in units of the step that spans them.
 
     ``coarse`` factors shrink the spanning step, ``fine`` ones then move the best of them; last, rounding and
-    fitting alternate. The result is never worse than 1, the spanning step.
+    fitting alternate. The result is never worse than 1, the spanning step. Given the lowest and the highest level,
+    ``bounds``, descending ``coarse`` factors end where a shorter step gains nothing for any row.
     """
     whole = torch.ones_like(points.values[..., :1])
     best = _fitted(points, whole, nearest)
+    shortest = None if bounds is None else _shortest(points, bounds)
     for factor in coarse:
+        if shortest is not None and bool((shortest(best[0]) > factor).all()):
+            break
         best = better(best, _fitted(points, whole * factor, nearest))
     _, found = best
     for factor in fine:
@@ -62,6 +67,28 @@ def best_step(
     _, step = best
     # With many levels the gains differ by less than float32 resolves: the errors themselves decide.
     return torch.where(misfit(points, step, nearest) < misfit(points, whole, nearest), step, whole)
+
+
+def _shortest(points: Points, bounds: tuple[Tensor | int, Tensor | int]) -> Callable[[Tensor], Tensor]:
+    """The shortest step that can lose less than what explains that much of each row.
+
+    A step clips the largest value to the highest level, and what is cut off is lost: a shorter step loses more in
+    that one value than the other in all. So it is at the lowest value and level. The step fitted to a shorter one's
+    levels may be longer again, and only there can something be missed: 3 of 450 random matrices got other codes, one
+    in 7,000 of theirs, and no more error.
+    """
+    squares = points.total(points.values.square())
+    least, largest = points.values.amin(dim=-1, keepdim=True), points.values.amax(dim=-1, keepdim=True)
+    lowest, highest = (torch.as_tensor(level, dtype=torch.float32, device=squares.device) for level in bounds)
+
+    def shortest(explained: Tensor) -> Tensor:
+        # Of the squares, float32 knows no more than six digits.
+        lost = (squares - explained).clamp_(min=0).add_(squares, alpha=1e-6).sqrt_()
+        up = torch.where(highest > 0, (largest - lost) / highest, 0.0)
+        down = torch.where(lowest < 0, (least + lost) / lowest, 0.0)
+        return torch.maximum(up, down)
+
+    return shortest
 
 
 def _fitted(points: Points, step: Tensor, nearest: NearestLevel) -> tuple[Tensor, Tensor]:

@@ -30,7 +30,7 @@ class MeanSquare:
         def nearest(values: Tensor) -> Tensor:
             return values.round_().clamp_(*bounds)
 
-        step = best_step(points, nearest, self.coarse, self.fine, self.refinements)
+        step = best_step(points, nearest, self.coarse, self.fine, self.refinements, bounds)
         return Grid(times(start.scale, step, codes.steps), start.zero_point)
 
 
