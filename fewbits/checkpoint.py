@@ -20,14 +20,12 @@ from fewbits.handover import check_place, replacing
 from fewbits.planning.recipe import (
     PRESETS,
     STORED,
-    WEIGHT_QTYPES,
     Assignment,
     Recipe,
     ResolvedRecipe,
     Rule,
     assign,
     fitted,
-    preset,
     read_recipe,
 )
 from fewbits.threads import one_torch_thread
@@ -37,13 +35,11 @@ if TYPE_CHECKING:
     from fewbits.models.checkpoint.form import Form
     from fewbits.models.checkpoint.layers import Layers
     from fewbits.models.checkpoint.plan import CheckpointPlan
+    from fewbits.planning.model_info import ModelInfo
     from fewbits.planning.scheme import Scheme
     from fewbits.report.record import Report
 
 Progress = Callable[[str, int, int], None]
-
-WEIGHTS = (*WEIGHT_QTYPES, "fp8_e4m3fn")
-"""Formats that weights of a directory may have."""
 
 
 def is_checkpoint(model: Any) -> bool:
@@ -105,7 +101,7 @@ def open_job(
     resolved = _resolved(recipe)
     layers = find_layers(checkpoint)
     limit = parse_size(max_size, checkpoint.size_bytes)
-    plan, exact = _decide(checkpoint, layers, resolved.recipe, exclude)
+    plan, exact = _decide(checkpoint, layers, resolved.recipe, exclude, is_file(recipe))
     return Job(
         checkpoint,
         layers,
@@ -151,13 +147,19 @@ def _check_out(path: Path, out: Path) -> None:
 
 def _resolved(recipe: str) -> ResolvedRecipe:
     """The recipe, which must be about weights alone."""
+    from fewbits.modules.recipes import recipe_for
+    from fewbits.numerics import table
+
     if recipe in ("auto", ORIGINAL):
         able = [one.name for one in (*PRESETS.values(), *STORED.values()) if _weights_only(one)]
         raise InputError(
             f"a directory is written without being run, so nothing can be chosen by measurement; name a recipe: "
-            f"--recipe {', '.join(able)}, or a .toml file"
+            f"--recipe {', '.join(able)}, w3_g64, w_nf4_g64, ..., or a .toml file"
         )
-    resolved = read_recipe(recipe, WEIGHTS)
+    if is_file(recipe):
+        resolved = read_recipe(recipe, tuple(row.name for row in table()))
+    else:
+        resolved = ResolvedRecipe(recipe_for(recipe))
     if not _weights_only(resolved.recipe):
         raise InputError(
             f"recipe {resolved.recipe.name!r} is about activations too; a directory holds weights: take one such as w8"
@@ -169,14 +171,19 @@ def _resolved(recipe: str) -> ResolvedRecipe:
     return resolved
 
 
+def is_file(recipe: str) -> bool:
+    """Whether a recipe is given as a file: it is then followed to the letter."""
+    return recipe.endswith(".toml")
+
+
 def _weights_only(recipe: Recipe) -> bool:
     return all(rule.activations is None for rule in recipe.rules) and not recipe.smooth
 
 
 def _decide(
-    checkpoint: Checkpoint, layers: Layers, recipe: Recipe, exclude: Sequence[str]
+    checkpoint: Checkpoint, layers: Layers, recipe: Recipe, exclude: Sequence[str], exact: bool
 ) -> tuple[CheckpointPlan, Recipe]:
-    """What becomes of every tensor, and the recipe's rules as they were applied."""
+    """What becomes of every tensor, and the recipe that says so to the letter."""
     from fewbits.models.checkpoint.plan import CheckpointPlan, new_config, plan_tensors
     from fewbits.models.checkpoint.tied import stored_twice
 
@@ -184,7 +191,7 @@ def _decide(
     info = layers.info
     recipe = fitted(recipe.without_data().excluding(_of_tied(exclude, layers)), info)
     assigned = assign(recipe, info)
-    chosen = _form(recipe, assigned)
+    chosen = choose_form(assigned, exact)
     tensors = plan_tensors(checkpoint, layers, assigned, chosen.form, chosen.reasons, dropped)
     plan = CheckpointPlan(
         recipe.name,
@@ -192,9 +199,9 @@ def _decide(
         tensors,
         dropped,
         new_config(checkpoint.config, tensors, chosen.form),
-        (*checkpoint.notes, *layers.notes, *notes),
+        (*checkpoint.notes, *layers.notes, *notes, *chosen.notes),
     )
-    return plan, recipe
+    return plan, recipe.excluding(_in_words(chosen.reasons, info))
 
 
 def _of_tied(exclude: Sequence[str], layers: Layers) -> list[str]:
@@ -207,48 +214,55 @@ def _of_tied(exclude: Sequence[str], layers: Layers) -> list[str]:
     return list(dict.fromkeys(found))
 
 
+def _in_words(kept: Mapping[str, str], info: ModelInfo) -> list[str]:
+    """Patterns for layers by name: the operator, where all of its layers are among them."""
+    found = []
+    for layer in info.layers:
+        if layer.name in kept:
+            all_kept = all(other.name in kept for other in info.layers if other.op == layer.op)
+            found.append(layer.op if all_kept else layer.name)
+    return list(dict.fromkeys(found))
+
+
 @dataclass(frozen=True)
-class _Chosen:
-    """The format of quantized weights, and the layers that it leaves in float, with the reason."""
+class Chosen:
+    """The format of quantized weights, the layers that it leaves in float with the reason, and notes."""
 
     form: Form | None
     reasons: Mapping[str, str]
+    notes: tuple[str, ...] = ()
 
 
-def _form(recipe: Recipe, assigned: Sequence[Assignment]) -> _Chosen:
+def choose_form(assigned: Sequence[Assignment], exact: bool) -> Chosen:
     """Find the format that holds what the recipe says.
 
-    A preset is a wish for a directory that transformers loads: what the format cannot hold beside the rest stays in
-    float. A recipe of one's own is followed to the letter.
+    A recipe by name is a wish for a directory that transformers loads: where compressed-tensors can hold what most of
+    the weights get, what it cannot hold beside that stays in float. An ``exact`` one is followed to the letter, if
+    need be in fewbits' own format.
     """
+    from fewbits.models.checkpoint.coded import Coded
     from fewbits.models.checkpoint.compressed_tensors import CompressedTensors
+    from fewbits.modules.files import metadata_of
 
-    form = CompressedTensors()
     wanted = [(a.layer, a.weights) for a in assigned if a.weights is not None and not a.weights.is_float]
     if not wanted:
-        return _Chosen(None, {})
-    reasons = {
-        layer.name: why for layer, scheme in wanted if (why := form.why_not(layer, scheme)) is not None
-    }
+        return Chosen(None, {})
+    form = CompressedTensors()
     params: dict[Scheme, int] = {}
     for layer, scheme in wanted:
-        if layer.name not in reasons:
-            params[scheme] = params.get(scheme, 0) + layer.params
-    if params:
-        main = max(params, key=lambda scheme: params[scheme])
-        for layer, scheme in wanted:
-            if scheme != main:
-                why = f"would be {scheme}, and transformers reads all weights of {form.name} by one scheme, here {main}"
-                reasons.setdefault(layer.name, why)
-    if reasons and not (params and _is_preset(recipe)):
-        name, why = next(iter(reasons.items()))
-        raise InputError(
-            f"recipe {recipe.name!r}: layer {name!r}: {why}; keep such layers in float with --exclude"
-        )
-    return _Chosen(form, reasons)
-
-
-def _is_preset(recipe: Recipe) -> bool:
-    """Whether its rules are a preset's, layers that were excluded aside."""
-    known = preset(recipe.name)
-    return known is not None and all(rule.weights is None or rule in known.rules for rule in recipe.rules)
+        params[scheme] = params.get(scheme, 0) + layer.params
+    main = max(params, key=lambda scheme: params[scheme])
+    reasons = {}
+    for layer, scheme in wanted:
+        why = form.why_not(layer, scheme)
+        if why is None and scheme != main:
+            why = f"would be {scheme}, and transformers reads all weights of {form.name} by one scheme, here {main}"
+        if why is not None:
+            reasons[layer.name] = why
+    holds = any(scheme == main and layer.name not in reasons for layer, scheme in wanted)
+    if holds and not (exact and reasons):
+        return Chosen(form, reasons)
+    name, why = next(iter(reasons.items()))
+    return Chosen(
+        Coded(metadata_of), {}, (f"written in fewbits' own format, which fb.load loads: {name}: {why}",)
+    )

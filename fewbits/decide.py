@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -298,7 +299,9 @@ def _with_room(plan: WeightPlan, info: WeightInfo, bias: BiasPlan, activation: A
 
 
 def _quantize(values: torch.Tensor, scheme: Scheme, info: WeightInfo, target: Target) -> QTensor:
-    reduced = {"qmin": -SEVEN_BITS, "qmax": SEVEN_BITS} if target.saturates and scheme.qtype == "int8" else {}
+    reduced: dict[str, Any] = (
+        {"qmin": -SEVEN_BITS, "qmax": SEVEN_BITS} if target.saturates and scheme.qtype == "int8" else {}
+    )
     return round_weight(values, scheme, info.channel_axis, info.name, **reduced)
 
 

@@ -6,6 +6,7 @@ import math
 import platform
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -42,8 +43,6 @@ def describe_checkpoint(
     """Build the report, and write it, its page, the recipe and the lines that load the model into ``folder``."""
     candidate = _candidate(job, written)
     chosen = None if candidate.failed else candidate.name
-    snippet = _snippet(job)
-    files = _files(job, snippet, folder)
     report = r.Report(
         fewbits=__version__,
         machine=_machine(job.threads),
@@ -64,8 +63,8 @@ def describe_checkpoint(
         bytes_by_dtype=dict(written.bytes_by_dtype),
         bytes_by_dtype_original=_original_bytes(job),
         timings_s={name: round(seconds, 3) for name, seconds in timings.items()},
-        snippet=snippet,
-        files=files,
+        snippet=_how(job).snippet,
+        files=_files(job, folder),
         notes=job.plan.notes,
     )
     (folder / REPORT).write_text(report.to_json(), encoding="utf-8")
@@ -78,13 +77,12 @@ def _candidate(job: Job, written: WrittenCheckpoint) -> r.Candidate:
     failed: tuple[str, ...] = ()
     if job.limit is not None and size > job.limit:
         failed = (f"size {size / 1e6:.2f} MB is over {job.limit / 1e6:.2f} MB",)
-    config = job.plan.config
-    quantized = "quantization_config" in config
+    how = _how(job)
     return r.Candidate(
         name=job.plan.recipe,
         recipe=job.plan.recipe,
         engine=LOADER,
-        precision=_precision(config),
+        precision=_precision(job.plan.config),
         path=CONFIG,
         size_bytes=size,
         size_ratio=size / job.checkpoint.size_bytes,
@@ -92,10 +90,35 @@ def _candidate(job: Job, written: WrittenCheckpoint) -> r.Candidate:
         met=not failed,
         failed=failed,
         note="its speed and its outputs were not measured",
-        weight_form=config["quantization_config"]["format"] if quantized else "plain tensors",
-        folded="transformers brings the weights back when it loads them: saves file, not memory"
-        if quantized
-        else None,
+        weight_form=how.form,
+        folded=how.folded,
+    )
+
+
+@dataclass(frozen=True)
+class _How:
+    """How weights are written, whether they come back as floats, and the lines and libraries that load them."""
+
+    form: str
+    folded: str | None
+    snippet: str
+    needs: str
+
+
+def _how(job: Job) -> _How:
+    model = job.layers.model or "AutoModel"
+    snippet = f'from transformers import {model}\n\nmodel = {model}.from_pretrained(".")'
+    quantization = job.plan.config.get("quantization_config")
+    if job.plan.form is None:
+        return _How("plain tensors", None, snippet, "transformers, not fewbits")
+    if quantization is None:
+        own = 'import fewbits as fb\n\nmodel = fb.load(".")'
+        return _How(f"{job.plan.form.name}: codes and scales", None, own, "fewbits and transformers")
+    return _How(
+        f"{job.plan.form.name} {quantization['format']}",
+        "transformers brings the weights back when it loads them: saves file, not memory",
+        snippet,
+        "transformers and compressed-tensors, not fewbits",
     )
 
 
@@ -172,27 +195,23 @@ def _original_bytes(job: Job) -> dict[str, int]:
     return dict(found.most_common())
 
 
-def _snippet(job: Job) -> str:
-    model = job.layers.model or "AutoModel"
-    return f'from transformers import {model}\n\nmodel = {model}.from_pretrained(".")'
-
-
-def _files(job: Job, snippet: str, folder: Path) -> tuple[r.File, ...]:
+def _files(job: Job, folder: Path) -> tuple[r.File, ...]:
     """Write the recipe and the lines that load the model; list what is handed over."""
     (folder / "recipe.toml").write_text(write_recipe(job.resolved), encoding="utf-8")
-    needed = "transformers and compressed-tensors" if job.plan.form is not None else "transformers"
-    lines = snippet.replace('"."', "Path(__file__).parent").replace("\n\n", "\nfrom pathlib import Path\n\n")
-    head = f"# Loads the model; needs {needed}, not fewbits.\n"
-    (folder / "run.py").write_text(f"{head}{lines}\n", encoding="utf-8")
+    how = _how(job)
+    lines = how.snippet.replace('"."', "Path(__file__).parent").replace(
+        "\n\n", "\nfrom pathlib import Path\n\n"
+    )
+    (folder / "run.py").write_text(f"# Loads the model; needs {how.needs}.\n{lines}\n", encoding="utf-8")
     shards = sorted({one.target for one in job.plan.tensors})
     return (
         *(
             r.File(path=shard.as_posix(), what="weights", size_bytes=(folder / shard).stat().st_size)
             for shard in shards
         ),
-        r.File(path=CONFIG, what="how to load them"),
+        r.File(path=CONFIG, what="what model it is, and how to load it"),
         r.File(path="recipe.toml", what="makes the same bytes again"),
-        r.File(path="run.py", what="loads it without fewbits"),
+        r.File(path="run.py", what="loads it"),
         r.File(path=REPORT, what="this report as data"),
     )
 

@@ -17,8 +17,8 @@ def check_keys(path: Path, arch: str, wanted: Mapping[str, Any], stored: Mapping
     Raises:
         InputError: names that are missing or unknown, or shapes that differ; the first few of each.
     """
-    tied = {wanted[name].data_ptr() for name in stored if name in wanted and wanted[name].numel()}
-    missing = [name for name, value in wanted.items() if name not in stored and value.data_ptr() not in tied]
+    tied = {_place(wanted[name]) for name in stored if name in wanted and wanted[name].numel()}
+    missing = [name for name, value in wanted.items() if name not in stored and _place(value) not in tied]
     unknown = [name for name in stored if name not in wanted]
     differing = [
         f"{name} is {list(stored[name].shape)} in the file and {list(wanted[name].shape)} in the model"
@@ -36,3 +36,8 @@ def check_keys(path: Path, arch: str, wanted: Mapping[str, Any], stored: Mapping
     ]
     if wrong:
         raise InputError(f"{path}: its weights are not those of {arch}; {'; '.join(wrong)}")
+
+
+def _place(value: Any) -> int:
+    """Where a tensor's numbers are; of one on the meta device, which has none, which it is."""
+    return value.data_ptr() or id(value)

@@ -99,15 +99,25 @@ def _module(path: Path, arch: Arch | None) -> nn.Module:
 def _from_folder(folder: Path) -> Loaded:
     report = _report(folder)
     if report.source.format == CHECKPOINT:
-        from fewbits.models.checkpoint.load import load_checkpoint
-
-        return load_checkpoint(folder)
+        return _from_checkpoint(folder)
     path, settings = saved(folder)
     if report.source.structure is None:
         return LoadedModel(path, settings)
     from fewbits.models.torch.structure import Structure
 
     return wrapped(path, settings, tuple(report.sample_shapes), Structure.from_json(report.source.structure))
+
+
+def _from_checkpoint(folder: Path) -> nn.Module:
+    from fewbits.models.checkpoint.load import load_plain, own_files, skeleton
+
+    files = own_files(folder)
+    if not files:
+        return load_plain(folder)
+    from fewbits.modules.files import load_shards
+
+    model = skeleton(folder)
+    return load_shards(files, folder, model, type(model).__name__)
 
 
 def wrapped(

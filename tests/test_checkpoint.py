@@ -10,18 +10,20 @@ import torch
 from safetensors.torch import save_file
 
 import fewbits as fb
-from fewbits.checkpoint import WEIGHTS
 from fewbits.errors import InputError, VerificationError
 from fewbits.models.checkpoint import plan as planning
 from fewbits.models.checkpoint import write as writing
 from fewbits.models.checkpoint.compressed_tensors import CompressedTensors
+from fewbits.modules.files import coded_weights
 from fewbits.numerics import quantize
+from fewbits.planning.model_info import WeightInfo
 from fewbits.planning.recipe import PRESETS, STORED, read_recipe
 from fewbits.planning.scheme import Scheme
 from fewbits.report.record import Report
 from tests.checkpoints import MODELS, edit, example, plain, plain_tensors, read_all, saved
 from tests.conftest import contents
 
+RULE = 'name = "mine"\n[[rules]]\nmatch = "{match}"\nweights = {{qtype = "{qtype}", per = "channel"}}\n'
 RECIPES = ("w8", "w4_g32", "fp8", "fp16")
 INT8, INT4 = Scheme("int8", per="channel"), Scheme("int4", per="group", group_size=32, range="mse")
 
@@ -34,10 +36,12 @@ def stored_codes(folder, name, scheme, dtype="BF16"):
     """Codes and scale of a weight, and what it is loaded as, read by the safetensors library."""
     tensors = read_all(folder)
     shape = tuple(tensors[f"{name}_shape"].tolist())
-    from tests.models.checkpoint.test_compressed_tensors import layer
-
     parts = {key: value for key, value in tensors.items() if key.startswith(name)}
-    return CompressedTensors().decode(layer(shape, name=name).weights[0], dtype, scheme, parts, shape[0])
+    return CompressedTensors().decode(weight_of(shape, name), dtype, scheme, parts, shape[0])
+
+
+def weight_of(shape, name):
+    return WeightInfo(name, tuple(shape), 0, 1)
 
 
 # --- what is written ----------------------------------------------------------------------------------------------
@@ -73,8 +77,7 @@ def test_the_same_directory_in_fewer_bits(shards, tmp_path):
     ):
         assert torch.equal(after[name], before[name])
     for name in ("model.layers.0.up.weight", "model.layers.0.down.weight", "head.weight"):
-        row = CompressedTensors().row("BF16", INT4)
-        wanted = quantize(before[name], row, channel_axis=0, group_size=32, search="mse")
+        wanted = CompressedTensors().round(before[name], weight_of(before[name].shape, name), "BF16", INT4)
         found, _ = stored_codes(out, name, INT4)
         assert torch.equal(found.codes, wanted.codes) and torch.equal(found.scale, wanted.scale)
     if shards > 1:
@@ -296,19 +299,16 @@ def dequantized(source, compressed_folder, place):
     import transformers
 
     report = Report.from_json((compressed_folder / "report.json").read_bytes())
-    recipe = read_recipe(str(compressed_folder / "recipe.toml"), WEIGHTS).recipe
+    recipe = read_recipe(str(compressed_folder / "recipe.toml"), ("int8", "int4", "fp8_e4m3fn")).recipe
     schemes = {str(rule.weights): rule.weights for rule in recipe.rules if rule.weights}
     tensors = read_all(source)
     stored = read_all(compressed_folder)
     for layer in report.layers:
         if layer.why is None:
             name = f"{layer.name}.weight"
-            from tests.models.checkpoint.test_compressed_tensors import layer as described
-
             parts = {key: value for key, value in stored.items() if key.startswith(name)}
-            weight = described(layer.shape, name=name).weights[0]
             _, tensors[name] = CompressedTensors().decode(
-                weight, "BF16", schemes[layer.scheme], parts, layer.shape[0]
+                weight_of(layer.shape, name), "BF16", schemes[layer.scheme], parts, layer.shape[0]
             )
     shutil.copytree(source, place)
     save_file(tensors, place / "model.safetensors", {"format": "pt"})
@@ -398,6 +398,112 @@ def test_a_directory_in_which_transformers_misses_weights_is_not_loaded(tmp_path
     del tensors["model.norm.weight"]
     save_file(tensors, tmp_path / "out" / "model.safetensors", {"format": "pt"})
     with pytest.raises(VerificationError, match=r"does not find model\.norm\.weight"):
+        fb.load(tmp_path / "out")
+
+
+# --- in fewbits' own format -----------------------------------------------------------------------------------------
+
+OWN = ("w_nf4_g32", "w_codebook4", "w_ternary", "w_binary_g32", "w_mxfp4", "w_nvfp4", "w_log4_g32")
+
+
+@pytest.mark.parametrize("recipe", OWN)
+@pytest.mark.parametrize("shards", [1, 3])
+def test_formats_that_transformers_does_not_read(recipe, shards, tmp_path, monkeypatch):
+    source = plain(tmp_path / "m", shards=shards)
+    result = compressed(source, tmp_path / "out", recipe, threads=1)
+    assert any("written in fewbits' own format" in note for note in result.report.notes)
+    files = {path.name for path in (tmp_path / "out").glob("*.safetensors*")}
+    assert files == {path.name.replace("model", "fewbits") for path in source.glob("*.safetensors*")}
+    assert "quantization_config" not in json.loads((tmp_path / "out" / "config.json").read_text())
+    schemes = {layer.name: layer.scheme for layer in result.report.layers}
+    assert schemes["model.embed_tokens"] == schemes["model.conv"] == "int8 per channel"
+    assert schemes["head"].startswith(recipe.removeprefix("w_").partition("_")[0])
+    monkeypatch.setattr(planning, "SLICE", 1)
+    compressed(source, tmp_path / "again", str(tmp_path / "out" / "recipe.toml"), threads=3)
+    for name in (*files, "config.json"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
+
+
+@pytest.mark.parametrize("name", ["llama", "t5", "gpt2", "bert", "vit"])
+@pytest.mark.parametrize("recipe", ["w_nf4_g32", "w_ternary_g32"])
+def test_they_are_loaded_as_codes(name, recipe, tmp_path):
+    source, model = saved(name, tmp_path / "m", torch.float32, shard="200KB")
+    compressed(source, tmp_path / "out", recipe)
+    again = fb.load(tmp_path / "out")
+    assert type(again) is type(model) and not again.training
+    inputs = example(name, torch.float32)
+    with torch.no_grad():
+        found = again(**inputs).logits
+        for path, weight in coded_weights(again).items():
+            for one in weight:
+                owner, _, attribute = one.rpartition(".")
+                setattr(model.get_submodule(owner), attribute, torch.nn.Parameter(path.dequantize()))
+        wanted = model(**inputs).logits
+    # A kernel for few rows of 4 bits computes in bfloat16.
+    assert float((found - wanted).square().sum()) < 1e-4 * float(wanted.square().sum())
+    held = sum(value.nbytes for value in again.state_dict().values())
+    assert held < 0.5 * sum(value.nbytes for value in model.state_dict().values())
+
+
+def test_tied_weights_are_one_in_memory_too(tmp_path):
+    source, _ = saved("llama", tmp_path / "m")
+    compressed(source, tmp_path / "out", "w_nf4_g32")
+    model = fb.load(tmp_path / "out")
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    assert len(model.generate(torch.arange(5)[None], max_new_tokens=3, do_sample=False)[0]) == 8
+
+
+def test_tied_weights_in_float_are_one(tmp_path):
+    source, _ = saved("llama", tmp_path / "m")
+    compressed(source, tmp_path / "out", "w_nf4_g32", exclude=["lm_head"])
+    model = fb.load(tmp_path / "out")
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    assert model.lm_head.weight.dtype == torch.bfloat16
+
+
+def test_a_recipe_of_ones_own_is_followed_to_the_letter(tmp_path):
+    """Several schemes beside each other, and convolutions: what transformers does not read."""
+    (tmp_path / "own.toml").write_text(
+        RULE.format(match="head", qtype="int4")
+        + RULE.format(match="Conv2d", qtype="int8").partition("\n")[2]
+        + RULE.format(match="Linear", qtype="fp8_e5m2").partition("\n")[2]
+    )
+    result = compressed(plain(tmp_path / "m"), tmp_path / "out", str(tmp_path / "own.toml"))
+    assert {layer.name: layer.scheme for layer in result.report.layers} == {
+        "head": "int4 per channel",
+        "model.conv": "int8 per channel",
+        "model.layers.0.up": "fp8_e5m2 per channel",
+        "model.layers.0.down": "fp8_e5m2 per channel",
+        "model.embed_tokens": "bfloat16",
+    }
+
+
+def test_a_recipe_of_ones_own_in_one_scheme_is_for_transformers(tmp_path):
+    (tmp_path / "own.toml").write_text(RULE.format(match="linear", qtype="int4"))
+    compressed(plain(tmp_path / "m"), tmp_path / "out", str(tmp_path / "own.toml"))
+    assert "head.weight_packed" in read_all(tmp_path / "out")
+
+
+def test_convolutions_alone(tmp_path):
+    tensors = {"a.weight": torch.randn(32, 16, 3, 3), "a.bias": torch.zeros(32)}
+    result = compressed(plain(tmp_path / "m", tensors), tmp_path / "out", "w8")
+    assert (tmp_path / "out" / "fewbits.safetensors").is_file()
+    (layer,) = result.report.layers
+    assert (layer.op, layer.scheme) == ("Conv2d", "int8 per channel") and layer.weight_sqnr_db > 40
+
+
+def test_experts_are_not_for_the_own_format(refused, place):
+    saved("mixtral", place / "m")
+    line = refused("compress", "m", "--recipe", "w_nf4_g32")
+    assert "stores apart what its class merges into model.layers.0.mlp.experts" in line
+
+
+def test_a_folder_without_a_file_of_its_own_format(tmp_path):
+    source, _ = saved("llama", tmp_path / "m", shard="40KB")
+    compressed(source, tmp_path / "out", "w_nf4_g32")
+    shards = sorted((tmp_path / "out").glob("fewbits-*.safetensors"))
+    shards[1].unlink()
+    with pytest.raises(InputError, match=r"1 of its \d+ shards are missing"):
         fb.load(tmp_path / "out")
 
 
@@ -572,7 +678,7 @@ def test_missing_and_differing_weights(refused, place):
         (("--recipe", "original"), "name a recipe"),
         (("--recipe", "w8a8"), "is about activations too"),
         (("--recipe", "w8a8_dynamic"), "is about activations too"),
-        (("--recipe", "w9"), "not a preset"),
+        (("--recipe", "w9"), "recipe 'w9': known are"),
         (("--recipe", "bf16"), "changes none of its tensors (they have as few bits already)"),
         (("--recipe", "w4_g128"), "the group size does not divide"),
         (
@@ -602,9 +708,6 @@ def test_arguments_that_are_wrong(arguments, said, refused, place):
     assert said in refused("compress", "m", *arguments)
 
 
-RULE = 'name = "mine"\n[[rules]]\nmatch = "{match}"\nweights = {{qtype = "{qtype}", per = "channel"}}\n'
-
-
 @pytest.mark.parametrize(
     ("toml", "said"),
     [
@@ -613,15 +716,6 @@ RULE = 'name = "mine"\n[[rules]]\nmatch = "{match}"\nweights = {{qtype = "{qtype
             "is for files of the engine 'openvino'",
         ),
         (RULE.format(match="nowhere", qtype="int8"), "the rule 'nowhere' matches no layer"),
-        (
-            RULE.format(match="Conv2d", qtype="int8"),
-            "layer 'model.conv': compressed-tensors holds linear layers",
-        ),
-        (
-            RULE.format(match="head", qtype="int4")
-            + RULE.format(match="Linear", qtype="int8").partition("\n")[2],
-            "transformers reads all weights of compressed-tensors by one scheme",
-        ),
         ("smooth = true\n" + RULE.format(match="*", qtype="int8"), "is about activations too"),
     ],
 )

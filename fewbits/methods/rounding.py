@@ -6,11 +6,13 @@ from typing import Any
 
 from torch import Tensor
 
-from fewbits.numerics import QTensor, cast, find, quantize
+from fewbits.numerics import QTensor, QType, cast, find, quantize
 from fewbits.planning.scheme import Scheme
 
 
-def round_weight(values: Tensor, scheme: Scheme, channel_axis: int, name: str, **codes: Any) -> QTensor:
+def round_weight(
+    values: Tensor, scheme: Scheme, channel_axis: int, name: str, row: QType | None = None, **codes: Any
+) -> QTensor:
     """Codes of a weight, float of any shape, one scale for the tensor, for each channel or each group of it.
 
     Args:
@@ -18,6 +20,7 @@ def round_weight(values: Tensor, scheme: Scheme, channel_axis: int, name: str, *
         scheme: how it is represented; narrow floats without a scale are cast.
         channel_axis: what a channel is.
         name: of the weight, for messages.
+        row: the scheme's format, where its scales are stored in another type than the table says.
         codes: ``qmin`` and ``qmax``, where not all codes of the format may be used.
 
     Raises:
@@ -25,13 +28,13 @@ def round_weight(values: Tensor, scheme: Scheme, channel_axis: int, name: str, *
     """
     if scheme.is_float:
         return cast(values, scheme.qtype, name=name)
-    integers = find(scheme.qtype).kind == "int"
+    row = row or find(scheme.qtype)
     return quantize(
         values,
-        scheme.qtype,
+        row,
         channel_axis=None if scheme.per == "tensor" else channel_axis,
         group_size=scheme.group_size,
-        symmetric=scheme.symmetric if integers else None,
+        symmetric=scheme.symmetric if row.kind == "int" else None,
         search="mse" if scheme.range == "mse" else "minmax",
         name=name,
         **codes,

@@ -7,7 +7,7 @@ as ``w.codes``, ``w.scale`` and so on, in the form of :mod:`fewbits.numerics.fil
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +22,7 @@ from fewbits.errors import InputError
 from fewbits.keys import check_keys
 from fewbits.modules.convert import LEFT, put, refresh
 from fewbits.modules.half import DTYPES, cast_ends, dtype_of
-from fewbits.modules.products import PRODUCTS
+from fewbits.modules.products import PRODUCTS, FloatProducts
 from fewbits.modules.survey import Place
 from fewbits.modules.weight import CodedWeight
 from fewbits.numerics.checks import naming
@@ -71,6 +71,19 @@ def save(module: nn.Module, path: str | PathLike[str]) -> None:
         raise InputError(f"{path} cannot be written: {error}") from None
 
 
+def metadata_of(weights: Mapping[tuple[str, ...], tuple[dict[str, object], str]]) -> dict[str, str]:
+    """What a file says of weights that are multiplied in float.
+
+    Args:
+        weights: by all names of each, its description (:func:`fewbits.numerics.files.description_of`) and its dtype.
+    """
+    described = [
+        _Weight(names=list(names), description=about, dtype=dtype, products=FloatProducts.name)
+        for names, (about, dtype) in weights.items()
+    ]
+    return {KEY: _Header(weights=described, left={}).model_dump_json()}
+
+
 def load(path: str | PathLike[str], skeleton: nn.Module, name: str) -> nn.Module:
     """The module of a file, in what its architecture makes: ``skeleton`` becomes that module.
 
@@ -82,21 +95,30 @@ def load(path: str | PathLike[str], skeleton: nn.Module, name: str) -> nn.Module
     Raises:
         InputError: no such file, another one, or not of this architecture.
     """
-    path = Path(path)
-    header, stored = _read(path)
-    floats = dict(stored)
-    if header.half is not None:
-        cast_ends(skeleton, DTYPES[header.half])
-    for described_weight in header.weights:
-        weight = _weight(path, described_weight, floats)
-        for at in described_weight.names:
-            _check_place(path, name, skeleton, at, weight)
-            put(skeleton, _place(at), weight)
-    coded = {f"{at}.{part}" for weight in header.weights for at in weight.names for part in PARTS}
-    wanted = {key: value for key, value in skeleton.state_dict().items() if key not in coded}
-    check_keys(path, name, wanted, floats)
+    return load_shards([Path(path)], Path(path), skeleton, name)
+
+
+def load_shards(paths: Sequence[Path], place: Path, skeleton: nn.Module, name: str) -> nn.Module:
+    """As :func:`load`, of files that hold a module's tensors between them; messages call them ``place``."""
+    floats: dict[str, Tensor] = {}
+    left: dict[str, str] = {}
+    coded: set[str] = set()
+    for path in paths:
+        header, stored = _read(path)
+        if header.half is not None:
+            cast_ends(skeleton, DTYPES[header.half])
+        for about in header.weights:
+            weight = _weight(path, about, stored)
+            for at in about.names:
+                _check_place(path, name, skeleton, at, weight)
+                put(skeleton, _place(at), weight)
+                coded.update(f"{at}.{part}" for part in PARTS)
+        floats |= stored
+        left |= header.left
+    wanted = {key: value for key, value in skeleton.state_dict(keep_vars=True).items() if key not in coded}
+    check_keys(place, name, wanted, floats)
     _assign(skeleton, floats)
-    setattr(skeleton, LEFT, header.left)
+    setattr(skeleton, LEFT, left)
     return skeleton
 
 

@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewbits.models.checkpoint.form import Part
+from fewbits.methods.rounding import round_weight
+from fewbits.models.checkpoint.form import Held, Part
 from fewbits.models.checkpoint.stored import DTYPES
 from fewbits.numerics import QTensor, QType, find, pack, unpack
 from fewbits.planning.model_info import LayerInfo, WeightInfo
@@ -33,6 +34,7 @@ class CompressedTensors:
     """See :class:`fewbits.models.checkpoint.form.Form`."""
 
     name = "compressed-tensors"
+    own_names = False
 
     def why_not(self, layer: LayerInfo, scheme: Scheme) -> str | None:
         """See :meth:`Form.why_not`."""
@@ -76,14 +78,9 @@ class CompressedTensors:
             Part(f"{weight.name}_zero_point", "I32", (zeros, groups), groups * row.bits),
         )
 
-    def row(self, dtype: str, scheme: Scheme) -> QType:
-        """See :meth:`Form.row`."""
-        row, scale_type = find(scheme.qtype), SCALE_TYPES[dtype]
-        return (
-            row
-            if scale_type is None
-            else replace(row, name=f"{row.name}_{scale_type}", scale_type=scale_type)
-        )
+    def round(self, values: Tensor, weight: WeightInfo, dtype: str, scheme: Scheme) -> QTensor:
+        """See :meth:`Form.round`."""
+        return round_weight(values, scheme, 0, weight.name, _row(dtype, scheme))
 
     def encode(self, weight: WeightInfo, q: QTensor) -> Mapping[str, Tensor]:
         """See :meth:`Form.encode`."""
@@ -111,7 +108,7 @@ class CompressedTensors:
     ) -> tuple[QTensor, Tensor]:
         """See :meth:`Form.decode`."""
         name, columns = weight.name, weight.shape[1]
-        row = self.row(dtype, scheme)
+        row = _row(dtype, scheme)
         scale, zero_point = parts[f"{name}_scale"], None
         if row.kind == "float":
             codes = parts[name].view(torch.uint8)
@@ -153,7 +150,7 @@ class CompressedTensors:
         form = "naive-quantized" if row.name == FLOAT8 else "pack-quantized"
         targets = list(dict.fromkeys(layer.op for layer, one in layers if one is not None))
         group = {"targets": targets, "weights": weights, "format": form}
-        return {
+        quantization = {
             "quant_method": self.name,
             "format": form,
             "quantization_status": "compressed",
@@ -161,6 +158,21 @@ class CompressedTensors:
             "ignore": [layer.name for layer, one in layers if one is None and layer.op in targets],
             "dequantize": True,
         }
+        return {"quantization_config": quantization}
+
+    def file(self, name: str) -> str:
+        """See :meth:`Form.file`."""
+        return name
+
+    def metadata(self, weights: Sequence[Held]) -> Mapping[str, str]:
+        """See :meth:`Form.metadata`; the config says all."""
+        return {}
+
+
+def _row(dtype: str, scheme: Scheme) -> QType:
+    """The format of the codes, with the type that scales are stored in."""
+    row, scale_type = find(scheme.qtype), SCALE_TYPES[dtype]
+    return row if scale_type is None else replace(row, name=f"{row.name}_{scale_type}", scale_type=scale_type)
 
 
 def _words(codes: Tensor, row: QType) -> Tensor:

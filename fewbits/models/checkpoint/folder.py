@@ -14,6 +14,8 @@ from fewbits.models.checkpoint.stored import Entry, Shard, read_header
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+NAMING_CODE = ("auto_map", "attn_implementation", "_attn_implementation", "custom_pipelines")
+"""Keys of a config that may name code to fetch or to run; nothing that fewbits builds is told of them."""
 OTHER_WEIGHTS = frozenset(
     (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf", ".pkl", ".ot")
 )
@@ -69,7 +71,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
         files = [WEIGHTS]
     elif (path / INDEX).is_file():
         index = read_json(path / INDEX, "")
-        files = _shard_files(path, index)
+        files = shard_files(path / INDEX)
     else:
         raise InputError(_no_weights(path))
     shards = tuple(read_header(path / file) for file in files)
@@ -108,26 +110,30 @@ def _refuse_quantized(path: Path, config: Mapping[str, Any]) -> None:
             )
 
 
-def _shard_files(path: Path, index: Mapping[str, Any]) -> list[str]:
-    """The files that the index names, each once; every one of them lies in the directory."""
-    weight_map = index.get("weight_map")
+def shard_files(index: Path) -> list[str]:
+    """The files that an index names, each once; every one of them is there, in the index' directory.
+
+    Raises:
+        InputError: it names none, one outside, one of another kind, or one that is missing.
+    """
+    weight_map = read_json(index, f"{index}: no such file").get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise InputError(f"{path / INDEX}: has no weight_map from tensors to files; download it again")
+        raise InputError(f"{index}: has no weight_map from tensors to files; download it again")
     files = list(dict.fromkeys(weight_map.values()))
     for file in files:
         # By name alone: a download cache keeps the files elsewhere and links to them.
         inside = isinstance(file, str) and "\\" not in file and ":" not in file
         if not inside or PurePosixPath(file).is_absolute() or ".." in PurePosixPath(file).parts:
             raise InputError(
-                f"{path / INDEX}: its weight_map names {file!r}, which is not in the directory; a shard is a file "
-                "beside the index"
+                f"{index}: its weight_map names {file!r}, which is not in the directory; a shard is a file beside the "
+                "index"
             )
         if not file.endswith(".safetensors"):
-            raise InputError(f"{path / INDEX}: its weight_map names {file!r}, which is no .safetensors file")
-    missing = [file for file in files if not (path / file).is_file()]
+            raise InputError(f"{index}: its weight_map names {file!r}, which is no .safetensors file")
+    missing = [file for file in files if not (index.parent / file).is_file()]
     if missing:
         raise InputError(
-            f"{path}: {len(missing)} of its {len(files)} shards are missing: {some(missing)}; download them"
+            f"{index.parent}: {len(missing)} of its {len(files)} shards are missing: {some(missing)}; download them"
         )
     return files
 
@@ -186,6 +192,11 @@ def _files(path: Path) -> list[Path]:
 
 def _is_weights(file: Path) -> bool:
     return file.suffix in OTHER_WEIGHTS or file.name.endswith(".index.json") or ".onnx" in file.name
+
+
+def without_code(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config that names no code."""
+    return {key: value for key, value in config.items() if key not in NAMING_CODE}
 
 
 def some(names: Iterable[str]) -> str:

@@ -9,12 +9,22 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from fewbits.models.checkpoint.stored import nbytes
-from fewbits.numerics import QTensor, QType
+from fewbits.numerics import QTensor
 from fewbits.planning.model_info import LayerInfo, WeightInfo
 from fewbits.planning.scheme import Scheme
 
 ROWS = 32
 """A slice of rows begins at a multiple of this, so that packed parts begin at whole words."""
+
+
+@dataclass(frozen=True)
+class Held:
+    """A quantized weight in a file: the names it has in the model (more than one where it is tied), and what it was."""
+
+    names: tuple[str, ...]
+    weight: WeightInfo
+    dtype: str
+    scheme: Scheme
 
 
 @dataclass(frozen=True)
@@ -48,22 +58,30 @@ class Part:
 class Form(Protocol):
     """A format of quantized weights. It keeps no state; tensors are slices of whole rows."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """As reports call it."""
+        ...
+
+    @property
+    def own_names(self) -> bool:
+        """Tensors are stored under their names in the model, whatever they were stored under."""
+        ...
 
     def why_not(self, layer: LayerInfo, scheme: Scheme) -> str | None:
         """Why it cannot hold the layer's weight in that scheme; None where it can."""
         ...
 
     def parts(self, weight: WeightInfo, dtype: str, scheme: Scheme) -> tuple[Part, ...]:
-        """What a weight that was stored as ``dtype`` is stored as."""
+        """What a weight that was stored as ``dtype`` is stored as; its codes come first."""
         ...
 
-    def row(self, dtype: str, scheme: Scheme) -> QType:
-        """The format of the codes, with the type that scales are stored in."""
+    def round(self, values: Tensor, weight: WeightInfo, dtype: str, scheme: Scheme) -> QTensor:
+        """The codes of a slice, with parameters that it can store. InputError for NaN or infinity."""
         ...
 
     def encode(self, weight: WeightInfo, q: QTensor) -> Mapping[str, Tensor]:
-        """The parts of a slice by name, each contiguous and in its dtype."""
+        """The parts of a slice by name, each in its dtype."""
         ...
 
     def decode(
@@ -72,6 +90,14 @@ class Form(Protocol):
         """A slice of ``rows`` read back: the codes with their parameters, and the weights as they will be loaded."""
         ...
 
+    def file(self, name: str) -> str:
+        """What it calls a file with weights that was called ``name``."""
+        ...
+
     def config(self, layers: Sequence[tuple[LayerInfo, Scheme | None]]) -> Mapping[str, Any]:
-        """What ``config.json`` says of it, given every layer with its scheme (None: in float)."""
+        """Keys for ``config.json``, given every layer with its scheme (None: in float)."""
+        ...
+
+    def metadata(self, weights: Sequence[Held]) -> Mapping[str, str]:
+        """What the header of a file says of the quantized weights in it."""
         ...

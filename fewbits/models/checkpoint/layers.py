@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fewbits.errors import InputError
-from fewbits.models.checkpoint.folder import Checkpoint, some
+from fewbits.models.checkpoint.folder import Checkpoint, some, without_code
 from fewbits.models.checkpoint.stored import FLOATS, Entry
 from fewbits.planning.model_info import LayerInfo, LayerKind, ModelInfo, WeightInfo
 
@@ -27,7 +27,7 @@ class Layers:
         info: the layers whose weights can be represented anew; ``name`` is the module's path.
         others: of every other tensor by name, what it is and why it is kept.
         tied: tensors that are stored although they are another's, with that other's name.
-        aliases: names of layers that share a stored tensor, with the name of the layer it is stored for.
+        names: of every stored tensor, the parameters of the model that it is; the first is the one it is stored for.
         model: the class that loads it, by name; None where it is not known.
         notes: what a user should know.
     """
@@ -35,9 +35,16 @@ class Layers:
     info: ModelInfo
     others: Mapping[str, tuple[str, str]]
     tied: Mapping[str, str]
-    aliases: Mapping[str, str]
+    names: Mapping[str, tuple[str, ...]]
     model: str | None
     notes: tuple[str, ...]
+
+    @property
+    def aliases(self) -> dict[str, str]:
+        """Names of layers that share a stored tensor, with the name of the layer it is stored for."""
+        return {
+            _module(other): _module(name) for name, (_, *others) in self.names.items() for other in others
+        }
 
 
 @dataclass(frozen=True)
@@ -70,27 +77,30 @@ def find_layers(checkpoint: Checkpoint) -> Layers:
     skeleton, note = _skeleton(checkpoint)
     if skeleton is None:
         kinds = {name: _by_name(entry) for name, entry in checkpoint.entries.items()}
-        return _layers(checkpoint, kinds, {}, {}, None, (note,))
+        return _layers(checkpoint, kinds, {}, {name: (name,) for name in kinds}, None, (note,))
     model, notes = skeleton
     targets = _targets(model, checkpoint)
     kinds = {name: _by_module(model, targets[name], entry) for name, entry in checkpoint.entries.items()}
     stored = {target: name for name, target in targets.items()}
     tied: dict[str, str] = {}
-    aliases: dict[str, str] = {}
+    shared: dict[str, list[str]] = {}
     for target, source in model.all_tied_weights_keys.items():
         if target in stored and source in stored:
             tied[stored[target]] = stored[source]
-        home = stored.get(source) or stored.get(target)
-        if home is not None:
-            aliases |= {_module(one): _module(home) for one in (target, source) if one != home}
-    return _layers(checkpoint, kinds, tied, aliases, type(model).__name__, notes)
+        shared.setdefault(source, [source]).append(target)
+    groups = {one: group for group in shared.values() for one in group}
+    names = {
+        name: (target, *(one for one in groups.get(target, ()) if one != target))
+        for name, target in targets.items()
+    }
+    return _layers(checkpoint, kinds, tied, names, type(model).__name__, notes)
 
 
 def _layers(
     checkpoint: Checkpoint,
     kinds: Mapping[str, _Kind | str],
     tied: Mapping[str, str],
-    aliases: Mapping[str, str],
+    names: Mapping[str, tuple[str, ...]],
     model: str | None,
     notes: tuple[str, ...],
 ) -> Layers:
@@ -109,7 +119,7 @@ def _layers(
             layers.append(
                 LayerInfo(_module(name), name, kind.op, kind.kind, (weight,), None, (), "", also=also)
             )
-    return Layers(ModelInfo((), (), tuple(layers)), others, tied, aliases, model, notes)
+    return Layers(ModelInfo((), (), tuple(layers)), others, tied, names, model, notes)
 
 
 def _module(tensor: str) -> str:
@@ -141,10 +151,8 @@ def _skeleton(checkpoint: Checkpoint) -> tuple[tuple[Any, tuple[str, ...]] | Non
 
 def _load_without_weights(found: Any, checkpoint: Checkpoint) -> tuple[Any, Mapping[str, Any]]:
     """Build it on the meta device, and let transformers hold the files' names and shapes against it."""
-    # Nothing in a config may name code to fetch or to run.
-    plain = {key: value for key, value in checkpoint.config.items() if key not in _NAMING_CODE}
-    with _silent():
-        config = found.config_class.from_dict(plain)
+    with silent():
+        config = found.config_class.from_dict(without_code(checkpoint.config))
         model, said = found.from_pretrained(
             checkpoint.path,
             config=config,
@@ -157,9 +165,6 @@ def _load_without_weights(found: Any, checkpoint: Checkpoint) -> tuple[Any, Mapp
             use_safetensors=True,
         )
     return model, said
-
-
-_NAMING_CODE = ("auto_map", "attn_implementation", "_attn_implementation", "custom_pipelines")
 
 
 def _judge(checkpoint: Checkpoint, model: str, said: Mapping[str, Any]) -> tuple[str, ...]:
@@ -180,7 +185,7 @@ def _judge(checkpoint: Checkpoint, model: str, said: Mapping[str, Any]) -> tuple
 
 
 @contextlib.contextmanager
-def _silent() -> Iterator[None]:
+def silent() -> Iterator[None]:
     """transformers reports and draws bars while it loads; here the report is fewbits' own."""
     from transformers.utils import logging
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from fewbits.errors import InputError
-from fewbits.models.checkpoint.folder import Checkpoint
-from fewbits.models.checkpoint.form import ROWS, Form, Part
+from fewbits.models.checkpoint.folder import Checkpoint, some
+from fewbits.models.checkpoint.form import ROWS, Form, Held, Part
 from fewbits.models.checkpoint.layers import Layers
 from fewbits.models.checkpoint.stored import DTYPES, FLOATS, Entry, Shard
+from fewbits.numerics import find
 from fewbits.planning.model_info import LayerInfo
 from fewbits.planning.recipe import Assignment
 from fewbits.planning.scheme import Scheme
@@ -39,9 +41,10 @@ class TensorPlan:
         source: the file it lies in, and ``entry``: where.
         target: the file it goes to, relative to the directory.
         parts: what it is stored as; its first part tells of a tensor that is kept or cast.
-        layer: the layer that it is the weight of, if of any.
+        layer: the layer that it is the weight of, if of any; its weight has the name it is stored under.
         scheme: how it is quantized; None where it is kept or cast.
         why: for the weight of a layer that stays in float: the reason.
+        names: all names that it has in the model.
     """
 
     source: Path
@@ -51,6 +54,7 @@ class TensorPlan:
     layer: LayerInfo | None = None
     scheme: Scheme | None = None
     why: str | None = None
+    names: tuple[str, ...] = ()
 
     @property
     def nbytes(self) -> int:
@@ -64,14 +68,27 @@ class TensorPlan:
 
     def slices(self) -> Iterator[Slice]:
         """Its rows in turn; all at once where they share something."""
-        rows = self.entry.shape[0] if self.entry.shape else 1
+        rows = self.rows
         step = rows
-        together = self.scheme is not None and (self.scheme.per == "tensor" or self._across)
+        together = self.scheme is not None and (
+            self.scheme.per == "tensor" or self._across or find(self.scheme.qtype).tensor_scale
+        )
         if rows and not together:
             columns = max(1, math.prod(self.entry.shape) // rows)
             step = max(ROWS, SLICE // columns // ROWS * ROWS)
         for start in range(0, rows, max(1, step)):
             yield Slice(start, min(start + step, rows))
+
+    @property
+    def rows(self) -> int:
+        """Its first axis; 1 where it has none."""
+        return self.entry.shape[0] if self.entry.shape else 1
+
+    @property
+    def held(self) -> Held:
+        """What a file's header is told of it."""
+        assert self.layer is not None and self.scheme is not None
+        return Held(self.names, self.layer.weights[0], self.entry.dtype, self.scheme)
 
     @property
     def _across(self) -> bool:
@@ -116,19 +133,43 @@ def plan_tensors(
         form: the format of quantized weights.
         reasons: layers by name that the format leaves in float, and why.
         dropped: tensors that are not stored.
+
+    Raises:
+        InputError: nothing would change; or a format with names of its own cannot name a tensor.
     """
     said = {a.layer.weights[0].name: a for a in assigned}
     whole = _whole_cast(said.values())
+    names = _names(checkpoint, layers, form, dropped)
     plans = []
     for shard in checkpoint.shards:
+        at = shard.path.relative_to(checkpoint.path)
+        target = at if form is None else at.with_name(form.file(at.name))
         for entry in shard.entries:
-            if entry.name in dropped:
-                continue
-            target = shard.path.relative_to(checkpoint.path)
-            plans.append(_tensor(shard, entry, target, said.get(entry.name), form, reasons, whole))
+            if entry.name not in dropped:
+                assignment = said.get(entry.name)
+                plans.append(
+                    _tensor(shard, entry, target, names[entry.name], assignment, form, reasons, whole)
+                )
     if not any(plan.scheme is not None or plan.cast for plan in plans):
         raise InputError(_nothing_done(checkpoint, plans))
     return tuple(plans)
+
+
+def _names(
+    checkpoint: Checkpoint, layers: Layers, form: Form | None, dropped: Mapping[str, str]
+) -> dict[str, tuple[str, ...]]:
+    """All names of every tensor, the first that which it is stored under."""
+    apart = {one for pair in layers.tied.items() if pair[0] not in dropped for one in pair}
+    if form is None or not form.own_names:
+        return {name: (name,) for name in layers.names}
+    found = {name: names[:1] if name in apart else names for name, names in layers.names.items()}
+    first = [names[0] for name, names in found.items() if name not in dropped]
+    if twice := [name for name, count in Counter(first).items() if count > 1]:
+        raise InputError(
+            f"{checkpoint.path}: stores apart what its class merges into {some(twice)}, which {form.name}' own format "
+            "cannot hold; take a recipe in one scheme of integers, such as w4_g128"
+        )
+    return found
 
 
 def _whole_cast(assigned: Iterable[Assignment]) -> str | None:
@@ -142,12 +183,13 @@ def _tensor(
     shard: Shard,
     entry: Entry,
     target: Path,
+    names: tuple[str, ...],
     said: Assignment | None,
     form: Form | None,
     reasons: Mapping[str, str],
     whole: str | None,
 ) -> TensorPlan:
-    layer = None if said is None else said.layer
+    layer = None if said is None else _called(said.layer, names[0])
     scheme = None if said is None else said.weights
     why = None if layer is None else reasons.get(layer.name)
     if layer is not None and scheme is None and why is None:
@@ -156,24 +198,31 @@ def _tensor(
         assert form is not None
         parts = form.parts(layer.weights[0], entry.dtype, scheme)
         if sum(part.nbytes for part in parts) < entry.nbytes:
-            return TensorPlan(shard.path, entry, target, parts, layer, scheme)
+            return TensorPlan(shard.path, entry, target, parts, layer, scheme, names=names)
         why = "too small to gain anything"
     dtype = entry.dtype
     if entry.dtype in FLOATS and scheme is not None and scheme.is_float and why is None:
         dtype = _narrower(CASTS[scheme.qtype], dtype)
     elif entry.dtype in FLOATS and whole is not None:
         dtype = _narrower(whole, dtype)
-    return TensorPlan(shard.path, entry, target, (_as_it_is(entry, dtype),), layer, None, why)
+    return TensorPlan(
+        shard.path, entry, target, (_as_it_is(entry, names[0], dtype),), layer, None, why, names
+    )
+
+
+def _called(layer: LayerInfo, name: str) -> LayerInfo:
+    """The layer with its weight under another name."""
+    return replace(layer, weights=(replace(layer.weights[0], name=name),))
 
 
 def _narrower(wanted: str, dtype: str) -> str:
     return wanted if DTYPES[wanted].itemsize < DTYPES[dtype].itemsize else dtype
 
 
-def _as_it_is(entry: Entry, dtype: str) -> Part:
+def _as_it_is(entry: Entry, name: str, dtype: str) -> Part:
     rows = entry.shape[0] if entry.shape else 1
     bits = DTYPES[dtype].itemsize * 8
-    return Part(entry.name, dtype, entry.shape, math.prod(entry.shape) // max(rows, 1) * bits)
+    return Part(name, dtype, entry.shape, math.prod(entry.shape) // max(rows, 1) * bits)
 
 
 def _nothing_done(checkpoint: Checkpoint, plans: Sequence[TensorPlan]) -> str:
@@ -190,7 +239,7 @@ def new_config(config: Mapping[str, Any], plans: Sequence[TensorPlan], form: For
         widest = _widest(plan.entry.dtype for plan in plans)
         # Left to itself transformers takes the dtype of the first tensor, which may be codes.
         named = config if _says_dtype(config) else _with_dtype(config, widest)
-        return {**named, "quantization_config": dict(form.config(layers))}
+        return {**named, **form.config(layers)}
     return _with_dtype(config, _widest(plan.parts[0].dtype for plan in plans))
 
 

@@ -27,8 +27,6 @@ from fewbits.models.checkpoint.stored import (
     read_header,
     write_bytes,
 )
-from fewbits.numerics import QTensor, quantize
-from fewbits.planning.scheme import Scheme
 
 Told = Callable[[int, int], None]
 """Called with the bytes read so far, and the bytes to read in all."""
@@ -87,17 +85,16 @@ def write(
 
 def _laid_out(checkpoint: Checkpoint, plan: CheckpointPlan, folder: Path) -> dict[Path, Shard]:
     """The new files by their path relative to the directory."""
+    metadata = {shard.path: shard.metadata for shard in checkpoint.shards}
+    files: dict[Path, list[TensorPlan]] = {}
+    for one in plan.tensors:
+        files.setdefault(one.target, []).append(one)
     shards = {}
-    for shard in checkpoint.shards:
-        target = shard.path.relative_to(checkpoint.path)
-        tensors = {
-            part.name: (part.dtype, part.shape)
-            for one in plan.tensors
-            if one.target == target
-            for part in one.parts
-        }
-        if tensors:
-            shards[target] = lay_out(folder / target, tensors, shard.metadata)
+    for target, tensors in files.items():
+        parts = {part.name: (part.dtype, part.shape) for one in tensors for part in one.parts}
+        held = [one.held for one in tensors if one.scheme is not None]
+        more = {} if plan.form is None else plan.form.metadata(held)
+        shards[target] = lay_out(folder / target, parts, {**metadata[tensors[0].source], **more})
     return shards
 
 
@@ -156,8 +153,7 @@ def _slice(
     form: Form | None, one: TensorPlan, part: Slice, entries: Mapping[str, tuple[Path, Entry]]
 ) -> tuple[str, Energy, int]:
     """Read, change, write and read back one slice."""
-    rows = one.entry.shape[0] if one.entry.shape else 1
-    row_bytes = one.entry.nbytes // max(rows, 1)
+    row_bytes = one.entry.nbytes // max(one.rows, 1)
     count = (part.stop - part.start) * row_bytes
     stored = read_bytes(one.source, one.entry.start + part.start * row_bytes, count)
     if one.scheme is None and not one.cast:
@@ -174,8 +170,9 @@ def _slice(
 
 
 def _keep(one: TensorPlan, part: Slice, stored: Tensor, entries: Mapping[str, tuple[Path, Entry]]) -> Energy:
-    _put(one, part, {one.entry.name: stored}, entries)
-    _same(one, stored, as_bytes(_get(one, part, entries)[one.entry.name]))
+    name = one.parts[0].name
+    _put(one, part, {name: stored}, entries)
+    _same(one, stored, as_bytes(_get(one, part, entries)[name]))
     return Energy()
 
 
@@ -187,8 +184,9 @@ def _cast(one: TensorPlan, part: Slice, values: Tensor, entries: Mapping[str, tu
             f"{one.source}: {one.entry.name!r} has values up to {float(values.abs().max()):.4g}, which {dtype} "
             "does not hold; take the recipe bf16"
         )
-    _put(one, part, {one.entry.name: narrow}, entries)
-    again = _get(one, part, entries)[one.entry.name]
+    name = one.parts[0].name
+    _put(one, part, {name: narrow}, entries)
+    again = _get(one, part, entries)[name]
     _same(one, as_bytes(narrow), as_bytes(again))
     return _energy(values, again)
 
@@ -199,7 +197,7 @@ def _quantize(
     assert one.layer is not None and one.scheme is not None
     weight = one.layer.weights[0]
     try:
-        q = _codes(form, one, values, one.scheme)
+        q = form.round(values, weight, one.entry.dtype, one.scheme)
     except InputError as error:
         raise InputError(f"{one.source}: {error}") from None
     parts = form.encode(weight, q)
@@ -216,20 +214,6 @@ def _quantize(
     return _energy(values, loaded)
 
 
-def _codes(form: Form, one: TensorPlan, values: Tensor, scheme: Scheme) -> QTensor:
-    assert one.layer is not None
-    row = form.row(one.entry.dtype, scheme)
-    return quantize(
-        values,
-        row,
-        channel_axis=None if scheme.per == "tensor" else one.layer.weights[0].channel_axis,
-        group_size=scheme.group_size,
-        symmetric=scheme.symmetric if row.kind == "int" else None,
-        search="mse" if scheme.range == "mse" else "minmax",
-        name=one.entry.name,
-    )
-
-
 def _put(
     one: TensorPlan, part: Slice, tensors: Mapping[str, Tensor], entries: Mapping[str, tuple[Path, Entry]]
 ) -> None:
@@ -240,11 +224,12 @@ def _put(
 
 def _get(one: TensorPlan, part: Slice, entries: Mapping[str, tuple[Path, Entry]]) -> dict[str, Tensor]:
     """Read back what a slice became, each part as [rows of the part, ...] in its dtype."""
+    whole = part.start == 0 and part.stop == one.rows
     found = {}
     for piece, path, first, count in _places(one, part, entries):
         values = read_bytes(path, first, count).view(DTYPES[piece.dtype])
-        shape = piece.shape if piece.row_bits is None else (-1, *piece.shape[1:])
-        found[piece.name] = values.reshape(shape if count else piece.shape)
+        once = whole or piece.row_bits is None
+        found[piece.name] = values.reshape(piece.shape if once else (-1, *piece.shape[1:]))
     return found
 
 
@@ -255,11 +240,10 @@ def _places(
 
     What is written once goes with the first slice, and only with it: others may be worked on at the same time.
     """
-    rows = one.entry.shape[0] if one.entry.shape else 1
     for piece in one.parts:
         if piece.row_bits is not None or part.start == 0:
             path, entry = entries[piece.name]
-            first, count = piece.span(part.start, part.stop, rows)
+            first, count = piece.span(part.start, part.stop, one.rows)
             yield piece, path, entry.start + first, count
 
 
@@ -298,7 +282,8 @@ def _beside(checkpoint: Checkpoint, plan: CheckpointPlan, folder: Path, shards: 
         }
         metadata = {**(checkpoint.index.get("metadata") or {}), "total_size": size}
         document = {"metadata": metadata, "weight_map": dict(sorted(weight_map.items()))}
-        (folder / INDEX).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+        index = folder / (INDEX if plan.form is None else plan.form.file(INDEX))
+        index.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
 
 def _read_back_headers(shards: Mapping[Path, Shard]) -> None:

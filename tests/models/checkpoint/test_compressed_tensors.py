@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 
 from fewbits.models.checkpoint.compressed_tensors import CompressedTensors
 from fewbits.models.checkpoint.stored import as_bytes
-from fewbits.numerics import quantize
 from fewbits.planning.model_info import LayerInfo, WeightInfo
 from fewbits.planning.scheme import Scheme
 
@@ -36,14 +35,7 @@ def layer(shape, kind="linear", name="a.weight"):
 
 def coded(scheme, dtype, shape, seed=0):
     x = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(DTYPES[dtype])
-    row = FORM.row(dtype, scheme)
-    return x, quantize(
-        x,
-        row,
-        channel_axis=None if scheme.per == "tensor" else 0,
-        group_size=scheme.group_size,
-        symmetric=scheme.symmetric if row.kind == "int" else None,
-    )
+    return x, FORM.round(x, layer(shape).weights[0], dtype, scheme)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES, ids=str)
@@ -81,16 +73,7 @@ def test_slices_of_rows_lie_one_behind_the_other(scheme):
         return
     joined = {part.name: bytearray(part.nbytes) for part in FORM.parts(weight, "BF16", scheme)}
     for start, stop in ((0, 32), (32, 96), (96, 100)):
-        _, piece = (
-            x[start:stop],
-            quantize(
-                x[start:stop],
-                FORM.row("BF16", scheme),
-                channel_axis=0,
-                group_size=scheme.group_size,
-                symmetric=scheme.symmetric if q.qtype.kind == "int" else None,
-            ),
-        )
+        piece = FORM.round(x[start:stop], weight, "BF16", scheme)
         encoded = FORM.encode(weight, piece)
         for part in FORM.parts(weight, "BF16", scheme):
             first, count = part.span(start, stop, 100)
@@ -112,9 +95,9 @@ def test_the_library_reads_the_same_weights(scheme, dtype, shape):
     weight = layer(shape).weights[0]
     _, q = coded(scheme, dtype, shape)
     parts = FORM.encode(weight, q)
-    config = QuantizationConfig.model_validate(
-        {key: value for key, value in FORM.config([(layer(shape), scheme)]).items() if key != "dequantize"}
-    )
+    told = dict(FORM.config([(layer(shape), scheme)])["quantization_config"])
+    assert told.pop("dequantize")
+    config = QuantizationConfig.model_validate(told)
     (group,) = config.config_groups.values()
     compressor = BaseCompressor.get_value_from_registry(group.format)
     theirs = compressor.decompress({name.removeprefix("a."): part for name, part in parts.items()}, group)
