@@ -11,19 +11,29 @@ from fewbits.engines.cpu import Cpu
 from fewbits.engines.engine import Engine, EngineSettings
 from fewbits.engines.targets import targets
 from fewbits.errors import InputError
+from fewbits.numerics import find
 from fewbits.planning.model_info import ModelInfo
 from fewbits.planning.plan import Plan
-from fewbits.planning.recipe import PRESETS, Assignment, Recipe, ResolvedRecipe, assign, fitted, read_recipe
+from fewbits.planning.recipe import (
+    IO_TYPES,
+    PRESETS,
+    Assignment,
+    Recipe,
+    ResolvedRecipe,
+    assign,
+    fitted,
+    read_recipe,
+)
 from fewbits.planning.target import Target
 
 ORIGINAL = "original"
 PROMISING: Mapping[Prefer, tuple[str, ...]] = {
     "speed": ("w8a8", "w8", "w8a8_dynamic", "fp16", "w4_g128"),
-    "size": ("w4_g128", "w8", "w8a8", "w8a8_dynamic", "fp16"),
+    "size": ("w4", "w4_g128", "w8", "w8a8", "w8a8_dynamic", "fp16"),
     "quality": ("fp16", "w8", "w8a8", "w8a8_dynamic", "w4_g128"),
 }
 """Recipes in the order in which they are tried, by what the result is chosen by."""
-AUTO = ("fp16", "w8", "w4_g128", "w8a8_dynamic", "w8a8")
+AUTO = ("fp16", "w8", "w4", "w4_g128", "w8a8_dynamic", "w8a16", "w8a8")
 ACTIVATION_GROUP = (
     32  # an engine that may round activations of weight-only layers shares a scale among this many
 )
@@ -80,8 +90,13 @@ class Candidate:
         return ORIGINAL if self.file.draft is None else self.file.draft.recipe.name
 
 
-def resolve(recipe: str, exclude: Sequence[str]) -> tuple[ResolvedRecipe, ...]:
+def resolve(
+    recipe: str, exclude: Sequence[str], io: str | None = None, float_fallback: bool = False
+) -> tuple[ResolvedRecipe, ...]:
     """The recipes that a name, a file or ``auto`` stands for, with the excluded layers kept in float.
+
+    ``io`` and ``float_fallback`` as in :class:`fewbits.planning.recipe.Recipe`, where given; among several recipes for
+    those that have activations in codes.
 
     Raises:
         InputError: as :func:`fewbits.planning.recipe.read_recipe`.
@@ -92,12 +107,17 @@ def resolve(recipe: str, exclude: Sequence[str]) -> tuple[ResolvedRecipe, ...]:
         return ()
     else:
         resolved = (read_recipe(recipe),)
-    if not exclude:
-        return resolved
-    return tuple(
-        ResolvedRecipe(one.recipe.excluding(exclude), one.engine, one.precision, one.placement, one.seed)
-        for one in resolved
-    )
+    if io is not None and io not in IO_TYPES:
+        raise InputError(f"io is {io!r}; allowed are {', '.join(IO_TYPES)}")
+    changed = []
+    for one in resolved:
+        asked = one.recipe.excluding(exclude) if exclude else one.recipe
+        if io is not None and (asked.needs_data or len(resolved) == 1):
+            asked = replace(asked, io=io)
+        if float_fallback:
+            asked = replace(asked, float_fallback=True)
+        changed.append(replace(one, recipe=asked))
+    return tuple(changed)
 
 
 def drafts(
@@ -129,8 +149,15 @@ def drafts(
                         f"recipe {recipe.name!r} was made with calibration data; give --data FILE"
                     )
                 recipe = recipe.without_data()
+            able, why_not = _able(one, engines, cpu)
+            if not able:
+                if len(resolved) == 1:
+                    raise InputError(f"recipe {recipe.name!r}: {why_not}")
+                continue  # what an engine does not have is no news among several
             recipe = fitted(recipe, info)
             assigned = assign(recipe, info)
+            for target in able:
+                _check_integers(recipe, target, info)
             if not any(a.weights or a.activations for a in assigned):
                 raise InputError(
                     f"recipe {recipe.name!r} keeps every layer in float; there is nothing to compress"
@@ -143,10 +170,39 @@ def drafts(
             continue
         found += [
             Draft(recipe, target, assigned)
-            for target in _targets(one, engines, cpu)
+            for target in able
             if len(resolved) == 1 or _worth_it(recipe, assigned, target)
         ]
     return tuple(found), tuple(passed)
+
+
+def _able(
+    one: ResolvedRecipe, engines: Mapping[str, Engine], cpu: Cpu
+) -> tuple[tuple[Target, ...], str | None]:
+    """The targets that can hold what the recipe asks for, and why the first of the others cannot."""
+    found, why_not = [], None
+    for target in _targets(one, engines, cpu):
+        reason = target.cannot(one.recipe)
+        if reason is None:
+            found.append(replace(target, integer_only=target.integer_only and not one.recipe.float_fallback))
+        why_not = why_not or reason
+    return tuple(found), why_not
+
+
+def _check_integers(recipe: Recipe, target: Target, info: ModelInfo) -> None:
+    """Where a file is to compute on integers alone, everything in the model has to have a kernel for that."""
+    if not (target.integer_only and recipe.needs_data):
+        return
+    qtypes = {rule.activations.qtype for rule in recipe.rules if rule.activations is not None}
+    wanted = {f"int{find(qtype).bits}" for qtype in qtypes}
+    bad = [one for one in info.float_only if wanted.intersection(one.qtypes)]
+    if bad:
+        named = ", ".join(f"{one.op} in layer {one.name!r}" for one in bad[:5])
+        more = f", and {len(bad) - 5} more" if len(bad) > 5 else ""
+        raise InputError(
+            f"recipe {recipe.name!r}: {target.engine} has no {' or '.join(sorted(wanted))} kernel for {named}{more}; "
+            "leave what has none in float with --float-fallback, or take another recipe"
+        )
 
 
 def _check_pins(one: ResolvedRecipe, engines: Mapping[str, Engine], cpu: Cpu) -> None:
@@ -193,7 +249,15 @@ def _worth_it(recipe: Recipe, assigned: Sequence[Assignment], target: Target) ->
         return target.dynamic_int8
     if recipe.needs_data:
         return target.activation_qtype is not None
-    return all(a.weights is None or target.weight_form(a.weights.qtype) is not None for a in assigned)
+    # An engine that multiplies blocks of int4 takes those.
+    return all(
+        a.weights is None
+        or (
+            target.weight_form(a.weights.qtype) is not None
+            and not (target.blocks and a.weights.qtype == "int4" and a.weights.per != "group")
+        )
+        for a in assigned
+    )
 
 
 def originals(

@@ -99,6 +99,13 @@ def compress(
         str | None,
         typer.Option(help="After which nothing new is tried: 90s, 10m, 1h.", show_default=False),
     ] = None,
+    io: Annotated[
+        str | None,
+        typer.Option(help="What a full-integer .tflite takes and gives: float, int8, uint8 or int16."),
+    ] = None,
+    float_fallback: Annotated[
+        bool, typer.Option("--float-fallback", help="Leave in float what has no integer kernel (.tflite).")
+    ] = False,
     threads: Threads = None,
     seed: Annotated[int, typer.Option(help="Of everything drawn at random.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Folder for the result (default: MODEL-fewbits).")] = None,
@@ -131,6 +138,8 @@ def compress(
             exclude=exclude or (),
             batch=batch,
             time_budget=time_budget,
+            io=io,
+            float_fallback=float_fallback,
             threads=threads,
             seed=seed,
             out=place,

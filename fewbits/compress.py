@@ -178,6 +178,8 @@ def compress(
     exclude: Sequence[str] = (),
     batch: Batches | None = None,
     time_budget: str | float | None = None,
+    io: str | None = None,
+    float_fallback: bool = False,
     threads: int | None = None,
     seed: int = 0,
     out: str | Path | None = None,
@@ -222,6 +224,9 @@ def compress(
         batch: batch sizes to measure throughput at as well: ``8``, ``"1,8,32"`` or ``(1, 8, 32)``.
         time_budget: after which nothing new is tried: ``"90s"``, ``"10m"``, ``"1h"``, or seconds. The most promising
             candidates come first, and what there was no time for is listed in the report.
+        io: what a full-integer ``.tflite`` takes and gives: ``float``, or codes as ``int8``, ``uint8`` or (with 16-bit
+            activations) ``int16``.
+        float_fallback: what a full-integer ``.tflite`` cannot compute on codes stays in float, instead of an error.
         threads: of one inference; the usable physical cores where None.
         seed: of everything drawn at random.
         out: folder for the result; a temporary one where None (then ``Result.save``).
@@ -248,6 +253,8 @@ def compress(
             metric_output=metric_output is not None,
             evaluate=evaluate is not None,
             higher_is_better=higher_is_better is not None,
+            io=io is not None,
+            float_fallback=float_fallback,
             batch=bool(batches),
             time_budget=time_budget is not None,
             arch=arch is not None,
@@ -266,7 +273,7 @@ def compress(
         return Result(report, place)
     if out is not None:
         check_place(Path(out))
-    recipes = resolve(recipe, exclude)
+    recipes = resolve(recipe, exclude, io, float_fallback)
     with tempfile.TemporaryDirectory(prefix="fewbits-") as scratch:
         start = time.perf_counter()
         to = _format(format, engine)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from fewbits.errors import InputError
 from fewbits.methods.gptq import damped_moment, equal_rows, round_with_compensation
 from fewbits.methods.patches import patches
 from fewbits.methods.range_search import search
@@ -56,6 +57,11 @@ def decide(
     """
     by_node = {a.layer.node: a for a in assigned}
     sites, unbounded = _bounded(placement.sites, stats)
+    if unbounded and target.integer_only:
+        raise InputError(
+            f"recipe {recipe.name!r}: what {sorted(unbounded)[0]!r} reads is NaN or infinite for some samples, so no "
+            "range holds it; leave it in float with --float-fallback, or mask with a finite number in the model"
+        )
     default = next((a.activations for a in by_node.values() if a.activations is not None), None)
     activations = []
     for site in sites:
@@ -81,7 +87,7 @@ def decide(
         else _layer(a, compensated, inputs, stats, target, weights)
         for node, a in by_node.items()
     )
-    return Plan(recipe.name, target, plans, tuple(activations))
+    return Plan(recipe.name, target, plans, tuple(activations), recipe.io)
 
 
 def _bounded(sites: Sequence[Site], stats: Stats | None) -> tuple[list[Site], set[str]]:
@@ -133,7 +139,9 @@ def _activation(site: Site, scheme: Scheme, stats: Stats, smoothing: Smoothing |
     elif smoothing is not None:
         low, high = smoothing.low, smoothing.high
     else:
-        low, high = search(scheme.range, stats[site.range_of].histogram, levels)
+        # What nothing in the model reads is a result of it, whose largest values are what somebody asks for.
+        kind = scheme.range if site.readers or site.through else "minmax"
+        low, high = search(kind, stats[site.range_of].histogram, levels)
     if scheme.symmetric:
         scale = max(-low, high) / (levels // 2 - 1)
         zero_point = lowest + levels // 2
@@ -156,6 +164,8 @@ def _layer(
     if a.weights is None and a.activations is None:
         return LayerPlan(layer.name, layer.op, layer.node, float_reason="the recipe keeps it in float")
     activation = next((plan for (node, _), plan in inputs.items() if node == layer.node), None)
+    if target.codes_throughout and layer.kind == "embedding" and activation is not None:
+        return LayerPlan(layer.name, layer.op, layer.node, (_table(layer, activation, weights),))
     if not layer.weights and activation is None:
         why = "products of two activations are no faster on codes"
         return LayerPlan(layer.name, layer.op, layer.node, float_reason=why)
@@ -168,7 +178,8 @@ def _layer(
             shape[info.group_axis] = -1
             values = values * activation.smoothing.reshape(shape)
         codes = None if a.weights.is_float else _quantize(torch.from_numpy(values), a.weights, info, target)
-        if codes is not None and codes.nbytes >= values.nbytes:
+        on_codes = target.codes_throughout and activation is not None
+        if codes is not None and codes.nbytes >= values.nbytes and not on_codes:
             return LayerPlan(layer.name, layer.op, layer.node, float_reason="too small to gain anything")
         plans.append(WeightPlan(info.name, a.weights, codes, values))
     shift = None
@@ -181,6 +192,20 @@ def _layer(
         if target.codes_throughout:
             bias = _bias(a, plans, shift, activation, target, weights)
     return LayerPlan(layer.name, layer.op, layer.node, tuple(plans), a.activations, bias)
+
+
+def _table(layer: LayerInfo, activation: ActivationPlan, weights: Weights) -> WeightPlan:
+    """An embedding's rows in the codes that what reads them takes: one scale for all."""
+    info, qtype = layer.weights[0], find(activation.qtype)
+    signed = find(f"int{qtype.bits}")
+    zero_point = activation.zero_point - qtype.qmin + signed.qmin
+    values = weights(info.name)
+    codes = np.round(values.astype(np.float64) / np.float32(activation.scale)) + zero_point
+    stored = torch.from_numpy(codes.clip(signed.qmin, signed.qmax)).to(signed.code_dtype)
+    scale = torch.tensor(activation.scale, dtype=torch.float32)
+    offset = torch.tensor(zero_point, dtype=torch.int32)
+    q = QTensor(stored, signed, scale, offset, name=info.name)
+    return WeightPlan(info.name, Scheme(signed.name, symmetric=False), q, values)
 
 
 def _compensate(

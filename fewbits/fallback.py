@@ -59,7 +59,9 @@ def losing(scored: Sequence[Outcome], drop: Callable[[float], float], most: floa
     groups: dict[tuple[str, str], list[Outcome]] = {}
     for one in scored:
         draft = one.candidate.file.draft
-        if draft is not None and draft.recipe.needs_data and one.score is not None and one.error is None:
+        if draft is None or draft.target.integer_only:  # what computes on integers alone stays what it is
+            continue
+        if draft.recipe.needs_data and one.score is not None and one.error is None:
             groups.setdefault((draft.recipe.name, one.candidate.settings.engine), []).append(one)
     for found in groups.values():
         if all(one.score is not None and drop(one.score) > most for one in found):

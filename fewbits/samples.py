@@ -338,8 +338,9 @@ def open_samples(
 
     Args:
         data: path of an ``.npz``; an array or tensor; a mapping or sequence of arrays; or an iterable of batches
-            that can be run through again, such as a DataLoader (a batch: array, mapping, or tuple in the order of
-            the inputs, with labels last where there is one item more).
+            that can be run through again, such as a DataLoader (a batch: array, mapping, or tuple or list in the order
+            of the inputs, with labels last where there is one item more); or a function that gives batches anew each
+            time it is called, such as TensorFlow's representative datasets.
         inputs: the model's inputs.
         name: what to call it in messages, where it is not a file.
         feeding: which axis of which input is its batch, and which inputs the step before feeds.
@@ -372,12 +373,16 @@ def open_samples(
         return Samples(name, into, lambda: iter([_named(tuple(data), asked)]))
     if isinstance(data, Iterator):
         raise InputError(
-            f"{name}: an iterator can be run through only once; give a list, a DataLoader or an .npz"
+            f"{name}: an iterator can be run through only once; give the function that makes it, a list, a DataLoader "
+            "or an .npz"
         )
+    if callable(data) and not isinstance(data, Iterable):
+        return Samples(name, into, lambda: (_named(batch, asked) for batch in data()))
     if isinstance(data, Iterable):
         return Samples(name, into, lambda: (_named(batch, asked) for batch in data))
     raise InputError(
-        f"{name}: got {type(data).__name__}; allowed are an .npz path, arrays, tensors, or an iterable of batches"
+        f"{name}: got {type(data).__name__}; allowed are an .npz path, arrays, tensors, or an iterable or a generator "
+        "function of batches"
     )
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from fewbits.candidates import Candidate, Draft, Written, names_and_settings
 from fewbits.decide import decide
 from fewbits.engines.engine import EngineSettings, yardstick
+from fewbits.errors import InputError
 from fewbits.fallback import Attempt, Fallback, fall_back, losing
 from fewbits.figures import Outcome
 from fewbits.observe import observe
@@ -87,9 +88,9 @@ def try_in_turn(
                 stats = observe_for(run, planned)
             with run.stage("write"):
                 run.progress("write", number, len(planned))
-                file = write(run, draft, stats, run.folder / str(number))
+                file, why_not = _written(run, draft, stats, run.folder / str(number), planned)
             if file is None:
-                run.notes.append(f"recipe {draft.recipe.name!r}: every layer is too small to gain anything")
+                run.notes.append(why_not)
                 pointless |= names.keys()
                 continue
             for name, settings in names.items():
@@ -107,6 +108,19 @@ def try_in_turn(
         losers = [one for one in losing(outcomes, scoring.drop, most) if one not in begun]
         left += [f"{one.candidate.name}, with layers raised" for one in losers]
     return Tried(outcomes + [one.last for one in fallbacks], tuple(fallbacks), tuple(left))
+
+
+def _written(
+    run: Run, draft: Draft, stats: Stats | None, folder: Path, planned: Sequence[Draft]
+) -> tuple[Written | None, str]:
+    """The draft's file; or why there is none, which is an error where nothing but its recipe was asked for."""
+    try:
+        file = write(run, draft, stats, folder)
+    except InputError as error:
+        if len({one.recipe.name for one in planned}) == 1:
+            raise
+        return None, str(error)
+    return file, f"recipe {draft.recipe.name!r}: every layer is too small to gain anything"
 
 
 def write(run: Run, draft: Draft, stats: Stats | None, folder: Path) -> Written | None:

@@ -69,10 +69,10 @@ class LiteNet:
         self.operator(op, inputs, [self.tensor(name, shape, dtype)], **options)
         return name
 
-    def operator(self, op: str, inputs, outputs, **options) -> None:
+    def operator(self, op: str, inputs, outputs, version: int = 1, **options) -> None:
         code, operator = schema.OperatorCodeT(), schema.OperatorT()
         code.builtinCode = getattr(schema.BuiltinOperator, op)
-        code.deprecatedBuiltinCode, code.version = min(code.builtinCode, 127), 1
+        code.deprecatedBuiltinCode, code.version = min(code.builtinCode, 127), version
         kind = _options_of(op)
         if kind is not None:
             operator.builtinOptions = getattr(schema, f"{kind}T")()

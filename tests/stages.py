@@ -51,11 +51,13 @@ class Files:
         )
 
 
-def write_files(model: Path, data, recipe: str, folder: Path, engine: str = "auto", exclude=()) -> Files:
+def write_files(
+    model: Path, data, recipe: str, folder: Path, engine: str = "auto", exclude=(), **asked
+) -> Files:
     """Load, observe, decide, write and read back."""
     run = stages._begin(model, data, data, engine, 1, 0, folder, lambda stage, done, total: None)
     planned, passed_over = drafts(
-        resolve(recipe, exclude), run.model.info, run.engines, run.cpu, data is not None
+        resolve(recipe, exclude, **asked), run.model.info, run.engines, run.cpu, data is not None
     )
     run.notes.extend(passed_over)
     planned = trying.different(run, planned)

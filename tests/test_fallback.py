@@ -9,6 +9,8 @@ import pytest
 from onnx import numpy_helper
 
 import fewbits as fb
+from fewbits.candidates import Draft
+from fewbits.engines.targets import TARGETS
 from fewbits.fallback import losing, raised
 from fewbits.planning.recipe import PRESETS, Rule, read_recipe
 from fewbits.planning.scheme import Scheme
@@ -138,7 +140,8 @@ class Scored:
 
     @property
     def draft(self):
-        return None if self.recipe == "original" else type("Draft", (), {"recipe": PRESETS[self.recipe]})
+        target = TARGETS[self.engine][0]
+        return None if self.recipe == "original" else Draft(PRESETS[self.recipe], target, ())
 
 
 def test_only_static_files_that_all_lose_too_much_fall_back():
@@ -153,6 +156,7 @@ def test_only_static_files_that_all_lose_too_much_fall_back():
         fine,
         Scored("w8a8_minmax", "openvino", "f32", 10.0),
         Scored("w8a8", "onnxruntime", "f32", None),
+        Scored("w8a8", "litert", "f32", 80.0),  # on integers throughout
     ]
     assert list(losing(scored, lambda score: 100 - score, 2.0)) == [lost]
     assert list(losing(scored, lambda score: score, 9.0)) == [lost, scored[5]]  # where less is better

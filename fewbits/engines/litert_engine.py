@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,10 @@ def _session(path: Path, threads: int, kernels: str, shapes: Shapes | None) -> L
 
 
 class LiteRTSession:
-    """See `Session`. Inputs and outputs have the names of the file's signature, or their tensors' where it has none."""
+    """See `Session`. Inputs and outputs have the names of the file's signature, or their tensors' where it has none.
+
+    Inputs and outputs that the file has as integer codes are numbers here: floats go in and come out.
+    """
 
     def __init__(self, interpreter: Any, path: Path) -> None:
         self._interpreter, self._path = interpreter, path
@@ -108,6 +112,11 @@ class LiteRTSession:
         self._outputs = {name: detail["index"] for name, detail in outputs.items()}
         self._expected: dict[str, np.dtype | None] = {
             name: np.dtype(detail["dtype"]) for name, detail in inputs.items()
+        }
+        self._codes = {
+            name: _Codes(detail["quantization"][0], detail["quantization"][1], np.dtype(detail["dtype"]))
+            for name, detail in (inputs | outputs).items()
+            if detail["quantization"][0]
         }
         self._shapes: dict[str, tuple[int, ...]] | None = None
         self.input_names, self.output_names = tuple(inputs), tuple(outputs)
@@ -126,6 +135,24 @@ class LiteRTSession:
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """See `Session.run`."""
+        outputs = self._run(self._stored(feeds))
+        for name in self._codes.keys() & outputs.keys():
+            outputs[name] = self._codes[name].numbers(outputs[name])
+        return outputs
+
+    def repeated(self, feeds: Mapping[str, np.ndarray]) -> Callable[[], object]:
+        """See `repeated`: codes in and codes out, as a program on a device has them."""
+        stored = self._stored(feeds)
+        return lambda: self._run(stored)
+
+    def _stored(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Floats as the codes that the file takes."""
+        return {
+            name: self._codes[name].codes(array) if name in self._codes and array.dtype.kind == "f" else array
+            for name, array in feeds.items()
+        }
+
+    def _run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         check_feeds(feeds, self._expected, self._path)
         shapes = {name: array.shape for name, array in feeds.items()}
         if shapes != self._shapes:
@@ -137,6 +164,20 @@ class LiteRTSession:
             return {name: self._interpreter.get_tensor(place) for name, place in self._outputs.items()}
         except Exception as error:
             raise engine_error("litert", "run", self._path, error) from error
+
+
+@dataclass(frozen=True)
+class _Codes:
+    scale: float
+    zero_point: int
+    dtype: np.dtype
+
+    def codes(self, numbers: np.ndarray) -> np.ndarray:
+        info = np.iinfo(self.dtype)
+        return (np.round(numbers / self.scale) + self.zero_point).clip(info.min, info.max).astype(self.dtype)
+
+    def numbers(self, codes: np.ndarray) -> np.ndarray:
+        return ((codes.astype(np.int32) - self.zero_point) * np.float32(self.scale)).astype(np.float32)
 
 
 def _signature(interpreter: Any) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -90,6 +90,8 @@ TARGETS: dict[str, tuple[Target, ...]] = {
             weight_forms=(("int8", "dequantize"), ("int4", "dequantize"), ("fp16", "dequantize")),
             codes_throughout=True,
             integer_only=True,
+            activation_bits=(8, 16),
+            blocks=False,
         ),
     ),
 }

@@ -96,7 +96,7 @@ def wait_until_idle() -> None:
 def _prepare_file(request: dict[str, Any]) -> Load:
     import numpy as np
 
-    from fewbits.engines.engine import EngineSettings, get
+    from fewbits.engines.engine import EngineSettings, get, repeated
 
     settings = EngineSettings(**request["settings"])
     engine = get(settings.engine)
@@ -107,7 +107,7 @@ def _prepare_file(request: dict[str, Any]) -> Load:
 
     def load() -> Run:
         session = engine.compile(request["path"], settings, shapes)
-        return lambda: session.run(feeds)
+        return repeated(session, feeds)
 
     return load
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fewbits.planning.recipe import IO
 from fewbits.planning.scheme import Scheme
 from fewbits.planning.target import Target, WeightForm
 
@@ -131,12 +132,13 @@ class LayerPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """A recipe resolved for one model, one target and what was observed."""
+    """A recipe resolved for one model, one target and what was observed; ``io`` as in the recipe."""
 
     recipe: str
     target: Target
     layers: tuple[LayerPlan, ...]
     activations: tuple[ActivationPlan, ...]
+    io: IO = "float"
 
     def form(self, layer: LayerPlan, weight: WeightPlan) -> WeightForm:
         """How the codes of a layer's weight are written for the target."""

@@ -5,13 +5,16 @@ import fnmatch
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fewbits.errors import InputError
 from fewbits.planning.model_info import LayerInfo, ModelInfo
 from fewbits.planning.scheme import Per, RangeKind, Scheme
+
+IO = Literal["float", "int8", "uint8", "int16"]
+IO_TYPES: tuple[IO, ...] = ("float", "int8", "uint8", "int16")
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,8 @@ class Recipe:
     ``smooth`` migrates activation outliers into the weights of linear layers before rounding.
     ``compensate`` rounds weights so that they make up for each other's errors, and takes what mean error is left
     out of the bias of static layers. Both need data.
+    ``io`` is what a file whose operators hand codes to each other takes and gives: floats, or the codes themselves.
+    ``float_fallback``: what such a file's engine cannot compute on codes stays in float; otherwise it is an error.
     """
 
     name: str
@@ -45,6 +50,8 @@ class Recipe:
     description: str = ""
     smooth: bool = False
     compensate: bool = False
+    io: IO = "float"
+    float_fallback: bool = False
 
     @property
     def needs_data(self) -> bool:
@@ -174,6 +181,7 @@ def _check_groups(recipe: str, assigned: Iterable[Assignment]) -> None:
 
 
 INT8_CHANNEL = Scheme("int8", per="channel")
+INT4_CHANNEL = Scheme("int4", per="channel", range="mse")
 INT8_CHANNEL_MSE = Scheme("int8", per="channel", range="mse")
 
 
@@ -214,6 +222,18 @@ PRESETS: dict[str, Recipe] = {
                 Rule("*", INT8_CHANNEL),
             ),
             "int8 linear layers, activations quantized as they come; no data needed, closer with some",
+            compensate=True,
+        ),
+        Recipe(
+            "w4",
+            (Rule("*", INT4_CHANNEL),),
+            "weights in 4 bits per channel, for .tflite; an eighth of the file; no data needed, closer with some",
+            compensate=True,
+        ),
+        Recipe(
+            "w8a16",
+            (Rule("Gather", INT8_CHANNEL), Rule("*", INT8_CHANNEL, Scheme("int16"))),
+            "int8 weights and 16-bit activations, for .tflite; needs data; between w8a8 and float",
             compensate=True,
         ),
         _w8a8(
@@ -270,6 +290,8 @@ class _RecipeFile(BaseModel):
     description: str = ""
     smooth: bool = False
     compensate: bool = False
+    io: IO = "float"
+    float_fallback: bool = False
     engine: str | None = None
     precision: str | None = None
     placement: str | None = None
@@ -297,7 +319,7 @@ class ResolvedRecipe:
 
 
 WEIGHT_QTYPES = ("int8", "int4", "fp16", "bf16")
-ACTIVATION_QTYPES = ("uint8",)
+ACTIVATION_QTYPES = ("uint8", "int16")
 
 
 def read_recipe(name_or_path: str, weights: Sequence[str] = WEIGHT_QTYPES) -> ResolvedRecipe:
@@ -349,7 +371,15 @@ def read_recipe(name_or_path: str, weights: Sequence[str] = WEIGHT_QTYPES) -> Re
             raise InputError(
                 f"recipe {path}: rule {rule.match!r}: activations have one scale; write per = 'tensor'"
             )
-    recipe = Recipe(parsed.name, rules, parsed.description, parsed.smooth, parsed.compensate)
+    recipe = Recipe(
+        parsed.name,
+        rules,
+        parsed.description,
+        parsed.smooth,
+        parsed.compensate,
+        parsed.io,
+        parsed.float_fallback,
+    )
     return ResolvedRecipe(recipe, parsed.engine, parsed.precision, parsed.placement, parsed.seed)
 
 
@@ -379,6 +409,10 @@ def write_recipe(resolved: ResolvedRecipe) -> str:
             document[key] = getattr(resolved, key)
     document["smooth"] = recipe.smooth
     document["compensate"] = recipe.compensate
+    if recipe.io != "float":
+        document["io"] = recipe.io
+    if recipe.float_fallback:
+        document["float_fallback"] = True
     rules = tomlkit.aot()
     for rule in recipe.rules:
         table = tomlkit.table()

@@ -1,7 +1,14 @@
 """What one engine runs fast and right: the row of a capability table that ``place`` and ``encode`` read."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+from fewbits.numerics import find
+
+if TYPE_CHECKING:
+    from fewbits.planning.recipe import Recipe
 
 WeightForm = Literal["dequantize", "cast_mul", "cast_twice_mul"]
 """How codes of weight-only layers are written: DequantizeLinear; Cast and Mul; or with a Cast to int32 before, which
@@ -30,6 +37,8 @@ class Target:
         saturates: sums of two 8-bit products can overflow 16 bits (AVX2 without VNNI), so weights use 7 bits.
         codes_throughout: operators hand codes to each other: biases are integers, and nothing is divided on the way.
         integer_only: what a recipe makes static computes on integers alone, and what cannot is an error.
+        activation_bits: of static activations that it has kernels for.
+        blocks: it multiplies weights that have a scale for each of several groups in a channel.
     """
 
     engine: str
@@ -47,6 +56,29 @@ class Target:
     saturates: bool = False
     codes_throughout: bool = False
     integer_only: bool = False
+    activation_bits: tuple[int, ...] = (8,)
+    blocks: bool = True
+
+    def cannot(self, recipe: Recipe) -> str | None:
+        """Why no file for this engine can hold what a recipe asks for, in words; None where one can."""
+        for rule in recipe.rules:
+            weights, activations = rule.weights, rule.activations
+            if activations is not None and not activations.dynamic:
+                bits = find(activations.qtype).bits
+                if bits not in self.activation_bits:
+                    return f"{self.engine} has no kernels for {bits}-bit activations"
+                if recipe.io != "float" and not recipe.io.endswith(f"int{bits}"):
+                    return f"inputs and outputs in {recipe.io} do not go with {bits}-bit activations"
+            if weights is None or not self.codes_throughout:
+                continue
+            if weights.per == "group" and not self.blocks:
+                return f"{self.engine} takes weights with a scale per channel or tensor, not in groups"
+            if self.weight_form(weights.qtype) is None:
+                forms = ", ".join(qtype for qtype, _ in self.weight_forms)
+                return f"{self.engine} takes weights in {forms}, not in {weights.qtype}"
+        if recipe.io != "float" and not (recipe.needs_data and self.codes_throughout):
+            return f"inputs and outputs in {recipe.io} need activations in codes: w8a8 or w8a16, for LiteRT"
+        return None
 
     def weight_form(self, qtype: str, terms: int | None = None, recurrent: bool = False) -> WeightForm | None:
         """The form for weights of that format; None where this engine has none worth writing.

@@ -215,6 +215,7 @@ def test_codes_are_multiplied_with_codes_only(weights, activations):
 
 def test_data_is_needed_where_ranges_are_known_in_advance():
     assert [name for name in PRESETS if PRESETS[name].needs_data] == [
+        "w8a16",
         "w8a8",
         "w8a8_minmax",
         "w8a8_percentile",

@@ -12,9 +12,10 @@ from fewbits.errors import InputError
 from fewbits.models.tflite.graph import Graph, Operator
 from fewbits.models.tflite.layers import KINDS, as_stored
 from fewbits.models.tflite.rewrite import Codes, Rewriter, codes_type
-from fewbits.models.tflite.types import FLOAT16, FLOAT32, INT32, INT64, NUMPY, OURS
+from fewbits.models.tflite.types import FLOAT16, FLOAT32, INT32, INT64, NUMPY, OURS, UINT8
 from fewbits.numerics import QTensor, find
 from fewbits.planning.plan import ActivationPlan, BiasPlan, LayerPlan, Plan, WeightPlan
+from fewbits.planning.recipe import IO
 
 ANY_REPRESENTATION = frozenset(("SHAPE", "RANK"))
 """Operators that read nothing of a tensor but its shape."""
@@ -27,6 +28,51 @@ def codes_of(plan: ActivationPlan) -> Codes:
     qtype = find(plan.qtype)
     shift = 0 if qtype.qmin < 0 else 1 << (qtype.bits - 1)
     return Codes(codes_type(qtype.bits), float(np.float32(plan.scale)), plan.zero_point - shift)
+
+
+def on_codes(graph: Graph, plan: Plan) -> frozenset[str]:
+    """The nodes that run on codes: everything that they read and make has codes in the plan."""
+    read = {(edge.node, edge.index) for activation in plan.activations for edge in activation.site.readers}
+    quantized = {activation.site.tensor for activation in plan.activations}
+    found = set()
+    for node, operator in graph.nodes.items():
+        kind = KINDS.get(operator.name)
+        reads = [
+            (node, position) in read
+            for position, _ in graph.floats(operator)
+            if kind is None or kind.kind == "embedding" or position == kind.activation
+        ]
+        results = {tensor.name for tensor in graph.results(operator)}
+        if reads and all(reads) and quantized.issuperset(results):
+            found.add(node)
+    return frozenset(found)
+
+
+def given_as(graph: Graph, plan: Plan) -> dict[int, Codes]:
+    """Inputs of the model that come as codes, by tensor."""
+    found: dict[int, Codes] = {}
+    for activation in plan.activations if plan.io != "float" else ():
+        index = graph.by_name[activation.site.tensor].index
+        if index in graph.inputs:
+            found.setdefault(index, codes_of(activation))
+    return found
+
+
+def made_as(graph: Graph, plan: Plan, on_codes: frozenset[str]) -> dict[str, Codes]:
+    """The codes of tensors that are codes from where they are made: by such nodes, or as inputs of the model."""
+    made = {graph.tensors[index].name: codes for index, codes in given_as(graph, plan).items()}
+    for activation in plan.activations:
+        producer = graph.producers.get(graph.by_name[activation.site.tensor].index)
+        if producer is not None and graph.node(producer) in on_codes:
+            made.setdefault(activation.site.tensor, codes_of(activation))
+    return made
+
+
+def at_the_end(codes: Codes, io: IO) -> Codes | None:
+    """How a model's input or result with those codes comes and goes; None for floats."""
+    if io == "float":
+        return None
+    return Codes(UINT8, codes.scale, codes.zero_point + 128) if io == "uint8" else codes
 
 
 def rounded(values: np.ndarray, codes: Codes) -> np.ndarray:
@@ -55,6 +101,8 @@ class _Writer:
     def written(self) -> bytes:
         """Every operator in turn, with what it reads converted in front of it."""
         native: dict[int, int] = {}  # where the source's tensors are in the new graph
+        for index in self.given_as:
+            native[index] = self._given(index)
         for operator in self.graph.operators:
             inputs = list(operator.inputs)
             for position, tensor in self.graph.floats(operator):
@@ -67,12 +115,32 @@ class _Writer:
             self.rewriter.graph.operators.append(copied)
         for index in self.graph.outputs:
             if native.get(index, index) != index:  # the model's result keeps its place and name
-                self.rewriter.operator("DEQUANTIZE", [self._last(index, native[index])], [index])
+                self._hand_out(index, self._last(index, native[index]))
         return self.rewriter.built()
 
     def _last(self, index: int, made: int) -> int:
         """The codes of a result of the model, from what its operator makes."""
         return made
+
+    @cached_property
+    def given_as(self) -> Mapping[int, Codes]:
+        """Inputs of the model that come as codes, and as which operators read them."""
+        return given_as(self.graph, self.plan)
+
+    def _given(self, index: int) -> int:
+        """An input of the model as the codes that operators read; TensorFlow Lite's are signed."""
+        codes = self.given_as[index]
+        self.rewriter.as_codes(index, at_the_end(codes, self.plan.io))
+        return index if at_the_end(codes, self.plan.io) == codes else self.rewriter.converted(index, codes)
+
+    def _hand_out(self, index: int, made: int) -> None:
+        """A result of the model from its codes."""
+        if self.plan.io == "float":
+            self.rewriter.operator("DEQUANTIZE", [made], [index])
+            return
+        codes = self.made_as[self.graph.tensors[index].name]
+        self.rewriter.as_codes(index, at_the_end(codes, self.plan.io))
+        self.rewriter.operator("QUANTIZE", [made], [index])
 
     @cached_property
     def layers(self) -> Mapping[str, LayerPlan]:
@@ -90,25 +158,16 @@ class _Writer:
 
     @cached_property
     def made_as(self) -> Mapping[str, Codes]:
-        """The codes of tensors that operators running on codes make."""
-        made: dict[str, Codes] = {}
-        for activation in self.plan.activations:
-            producer = self.graph.producers.get(self.graph.by_name[activation.site.tensor].index)
-            if producer is not None and self.runs_on_codes(producer):
-                made.setdefault(activation.site.tensor, codes_of(activation))
-        return made
+        """The codes of tensors that operators running on codes make, or that come as codes."""
+        return made_as(self.graph, self.plan, self._on_codes)
 
     def runs_on_codes(self, operator: Operator) -> bool:
         """Everything that it reads and makes has codes in the plan."""
-        node, kind = self.graph.node(operator), KINDS.get(operator.name)
-        reads = [
-            (node, position)
-            for position, _ in self.graph.floats(operator)
-            if kind is None or kind.kind == "embedding" or position == kind.activation
-        ]
-        quantized = {activation.site.tensor for activation in self.plan.activations}
-        results = [tensor.name for tensor in self.graph.results(operator)]
-        return bool(reads) and all(one in self.read_as for one in reads) and quantized.issuperset(results)
+        return self.graph.node(operator) in self._on_codes
+
+    @cached_property
+    def _on_codes(self) -> frozenset[str]:
+        return on_codes(self.graph, self.plan)
 
     def _read(self, operator: Operator, position: int, index: int, native: Mapping[int, int]) -> int:
         """The tensor in the representation that the operator reads."""
@@ -130,7 +189,7 @@ class _Writer:
         codes = self.made_as.get(self.graph.tensors[index].name) if index >= 0 else None
         if codes is None:
             return index
-        if index in self.graph.outputs:
+        if index in self.graph.outputs and at_the_end(codes, self.plan.io) != codes:
             native[index] = self.rewriter.tensor(f"{self.graph.tensors[index].name}_codes", index, codes)
             return native[index]
         self.rewriter.as_codes(index, codes)
@@ -147,6 +206,8 @@ class _Writer:
     def _write_layer(self, operator: Operator, layer: LayerPlan, inputs: list[int]) -> None:
         kind, weight = KINDS[operator.name], layer.weights[0]
         integer = self.runs_on_codes(operator)
+        if integer and kind.kind == "embedding":
+            return  # its table is what it reads, and was written as that
         if weight.codes is None:
             inputs[kind.weight] = self._half(weight, operator)
         else:
@@ -206,6 +267,19 @@ class _Writer:
 
 
 class _Spelling(_Writer):
+    @cached_property
+    def given_as(self) -> Mapping[int, Codes]:
+        """Nothing: it takes and gives floats."""
+        return {}
+
+    @cached_property
+    def made_as(self) -> Mapping[str, Codes]:
+        """Nothing: codes are brought back before anything reads them."""
+        return {}
+
+    def _hand_out(self, index: int, made: int) -> None:
+        self.rewriter.operator("DEQUANTIZE", [made], [index])
+
     def runs_on_codes(self, operator: Operator) -> bool:
         """Nothing does: codes are brought back before anything reads them."""
         return False

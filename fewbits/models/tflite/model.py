@@ -10,6 +10,7 @@ import numpy as np
 
 from fewbits.models.model import Wanted
 from fewbits.models.tflite.apply import spell_out, tap, write
+from fewbits.models.tflite.fold import fold_shapes
 from fewbits.models.tflite.graph import graph_of
 from fewbits.models.tflite.layers import KINDS, canonical, find_layers
 from fewbits.models.tflite.load import TFLiteSource, load
@@ -30,6 +31,7 @@ class TFLiteModel:
     opset: int | None = None
 
     def __init__(self, source: TFLiteSource) -> None:
+        fold_shapes(source.model)
         self.source, self.graph = source, graph_of(source.model)
         self.path = source.path
         layers = find_layers(source.path, self.graph)

@@ -46,8 +46,9 @@ OPERATORS: dict[str, IntegerOperator] = {
     **dict.fromkeys(
         ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV", "BATCH_MATMUL"), _FREE
     ),
-    **dict.fromkeys(("ADD", "SUB", "MUL", "MEAN", "SUM", "SQUARED_DIFFERENCE"), _FREE),
-    **dict.fromkeys(("RELU", "RELU6", "RELU_N1_TO_1", "LEAKY_RELU", "HARD_SWISH"), _FREE),
+    **dict.fromkeys(("ADD", "SUB", "MUL", "MEAN", "SUM"), _FREE),
+    **dict.fromkeys(("RELU", "RELU6", "LEAKY_RELU"), _FREE),
+    **dict.fromkeys(("SQUARED_DIFFERENCE", "RELU_N1_TO_1", "HARD_SWISH"), _FREE_8),
     **dict.fromkeys(("DIV", "PRELU", "ELU", "GELU", "ABS", "EXP", "LOG", "SQRT", "RSQRT"), _FREE_8),
     **dict.fromkeys(("EQUAL", "NOT_EQUAL", "LESS", "GREATER", "LESS_EQUAL", "GREATER_EQUAL"), _FREE_8),
     **dict.fromkeys(("ARG_MAX", "ARG_MIN"), _FREE_8),

@@ -19,7 +19,9 @@ from fewbits.planning.recipe import Assignment
 KEEPS_VALUES = frozenset(
     ("MAX_POOL_2D", "RESHAPE", "SQUEEZE", "EXPAND_DIMS", "TRANSPOSE", "SLICE", "STRIDED_SLICE")
 )
-"""Operators behind which nothing is lost by clipping in front of them to the range that is wanted behind."""
+"""Operators behind which nothing is lost by clipping in front of them to the range that is wanted behind.
+
+So the range is found from what comes out of them: of a convolution whose results are pooled only the largest count."""
 
 
 def float_only(graph: Graph) -> tuple[FloatOnly, ...]:
@@ -42,6 +44,7 @@ def place(graph: Graph, assigned: Iterable[Assignment]) -> Placement:
         graph: the main subgraph.
         assigned: what the recipe says of each layer.
     """
+    assigned = tuple(assigned)
     schemes = {
         a.layer.node: a.activations
         for a in assigned
@@ -49,7 +52,8 @@ def place(graph: Graph, assigned: Iterable[Assignment]) -> Placement:
     }
     if not schemes:
         return Placement(())
-    layers = frozenset(a.layer.node for a in assigned)
+    # A table's rows are looked up as codes wherever the recipe does not keep them in float.
+    layers = frozenset(a.layer.node for a in assigned if a.layer.kind != "embedding" or a.weights is None)
     bits = find(next(iter(schemes.values())).qtype).bits
     return _Placer(graph, bits, frozenset(schemes), layers).placement()
 
@@ -121,8 +125,7 @@ class _Placer:
                 asked = {index} if index in self.graph.outputs else set()
                 for _, reader in self._readers[index]:
                     result = reader.outputs[0]
-                    follows = reader.name in KEEPS_VALUES and of(result) != result
-                    as_result = follows or OPERATORS[reader.name].scales == "output"
+                    as_result = reader.name in KEEPS_VALUES or OPERATORS[reader.name].scales == "output"
                     asked.add(of(result) if as_result else index)
                 wanted[index] = asked.pop() if len(asked) == 1 else index
         return wanted

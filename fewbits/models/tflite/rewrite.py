@@ -54,8 +54,8 @@ class Rewriter:
         self.graph.tensors.append(tensor)
         return len(self.graph.tensors) - 1
 
-    def as_codes(self, index: int, codes: Codes) -> None:
-        """Make a tensor of the source, which an operator that runs on codes makes, codes."""
+    def as_codes(self, index: int, codes: Codes | None) -> None:
+        """Make a tensor of the source, which has floats, one of codes."""
         self._represent(self.graph.tensors[index], codes)
 
     def constant(

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 
 from fewbits.errors import VerificationError
-from fewbits.models.tflite.apply import HALF_MAX, codes_of, rounded
+from fewbits.models.tflite.apply import HALF_MAX, at_the_end, codes_of, made_as, on_codes, rounded
 from fewbits.models.tflite.graph import Graph, Operator, graph_of
 from fewbits.models.tflite.layers import KINDS, canonical
 from fewbits.models.tflite.load import named, parse
-from fewbits.models.tflite.rewrite import unpacked
-from fewbits.models.tflite.types import INT4, NAMES, NUMPY, OURS
+from fewbits.models.tflite.rewrite import Codes, unpacked
+from fewbits.models.tflite.types import FLOAT32, INT4, NAMES, NUMPY, OURS
 from fewbits.planning.model_info import ModelInfo
 from fewbits.planning.plan import ActivationPlan, BiasPlan, LayerPlan, Plan, WeightPlan
 
@@ -42,6 +42,7 @@ def read_back(path: Path, plan: Plan, info: ModelInfo, source: Graph) -> dict[st
             stored.check_layer(layer)
     for activation in plan.activations:
         stored.check_activation(activation)
+    stored.check_made(plan)
     stored.check_rest(plan)
     for which, wanted in (("inputs", info.inputs), ("outputs", info.outputs)):
         expected, found = [one.name for one in wanted], [name for name, _ in named(stored.model, which)]
@@ -74,9 +75,23 @@ class _Stored:
             constant = self.source.by_name[plan.site.tensor].data
             if constant is not None:
                 self._same(plan.site.tensor, self._numbers(place), rounded(constant, codes_of(plan)))
-        if not plan.site.readers:
-            place = self.graph.by_name[plan.site.tensor].index
-            self._check_codes(plan, self._before_dequantize(place))
+
+    def check_made(self, plan: Plan) -> None:
+        """What runs on codes makes codes; what the model takes and gives is floats, or the codes asked for."""
+        made = made_as(self.source, plan, on_codes(self.source, plan))
+        for name, codes in made.items():
+            producer = self.source.producers.get(self.source.by_name[name].index)
+            if producer is not None:
+                position = producer.outputs.index(self.source.by_name[name].index)
+                place = self._operator(self.source.node(producer)).outputs[position]
+                self._check_tensor(name, place, codes)
+        for index in (*self.graph.inputs, *self.graph.outputs):
+            name, tensor = self.graph.tensors[index].name, self.tensors[index]
+            wanted = at_the_end(made[name], plan.io) if name in made else None
+            if wanted is not None:
+                self._check_tensor(name, index, wanted)
+            elif self.source.by_name[name].is_float and tensor.type != FLOAT32:
+                raise VerificationError(f"{self.path}: {name!r} is {NAMES.get(tensor.type)}, and not float32")
 
     def check_rest(self, plan: Plan) -> None:
         """Constants that are in no plan are what they were."""
@@ -91,7 +106,7 @@ class _Stored:
     def _operator(self, node: str) -> Operator:
         for end in WRITTEN:
             found = self.graph.nodes.get(f"{node}{end}")
-            if found is not None and found.name != "DEQUANTIZE":
+            if found is not None and found.name not in ("QUANTIZE", "DEQUANTIZE"):
                 return found
         raise VerificationError(f"{self.path}: the operator that makes {node!r} is missing")
 
@@ -100,7 +115,10 @@ class _Stored:
         return made.inputs[0] if made is not None and made.name == "DEQUANTIZE" else place
 
     def _check_codes(self, plan: ActivationPlan, place: int) -> None:
-        tensor, wanted = self.tensors[place], codes_of(plan)
+        self._check_tensor(plan.site.tensor, place, codes_of(plan))
+
+    def _check_tensor(self, name: str, place: int, wanted: Codes) -> None:
+        tensor = self.tensors[place]
         parameters = tensor.quantization
         scale = None if parameters is None or parameters.scale is None else list(parameters.scale)
         zero_point = (
@@ -108,7 +126,7 @@ class _Stored:
         )
         if (tensor.type, scale, zero_point) != (wanted.type, [wanted.scale], [wanted.zero_point]):
             raise VerificationError(
-                f"{self.path}: tensor {plan.site.tensor!r} is {NAMES.get(tensor.type)} with scale {scale} and zero "
+                f"{self.path}: tensor {name!r} is {NAMES.get(tensor.type)} with scale {scale} and zero "
                 f"point {zero_point}, and not {NAMES[wanted.type]} with {wanted.scale} and {wanted.zero_point}"
             )
 
