@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-keras check bench bench-numerics bench-capabilities clean
+.PHONY: demo test test-keras check bench bench-numerics bench-capabilities bench-tflite clean
 
 demo: $(VENV)/installed
 	$(BIN)/fewbits demo
@@ -24,6 +24,9 @@ bench: $(VENV)/installed-bench
 
 bench-numerics: $(VENV)/installed-bench
 	$(BIN)/python -m bench.numerics
+
+bench-tflite: $(VENV)/installed-keras
+	$(BIN)/python -m bench.tflite
 
 bench-capabilities: $(VENV)/installed-bench
 	$(BIN)/python -m bench.capabilities

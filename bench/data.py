@@ -7,6 +7,7 @@ scores on the labelled ones.
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import math
 import os
@@ -99,6 +100,40 @@ def digits() -> tuple[Path, Path]:
         _save(calibration, image=x[:CALIBRATED])
         _save(scored, image=x[TRAINED:], labels=labels[TRAINED:])
     return calibration, scored
+
+
+def mnist() -> tuple[Path, Path, Path]:
+    """8,000 of MNIST's test images to train on, 500 of those to calibrate with, and the other 2,000 to score on.
+
+    `image` float32 [n, 28, 28] in 0 to 1, and int64 `labels` where they are needed.
+    """
+    training, calibration, scored = (
+        cached(f"mnist_{part}.npz") for part in ("training", "calibration", "scored")
+    )
+    if not scored.is_file():
+        with gzip.open(shared("mnist_t10k_images_idx3_ubyte.gz")) as file:
+            images = (
+                np.frombuffer(file.read(), np.uint8, offset=16).reshape(-1, 28, 28).astype(np.float32) / 255
+            )
+        with gzip.open(shared("mnist_t10k_labels_idx1_ubyte.gz")) as file:
+            labels = np.frombuffer(file.read(), np.uint8, offset=8).astype(np.int64)
+        _save(training, image=images[:8000], labels=labels[:8000])
+        _save(calibration, image=images[:500])
+        _save(scored, image=images[8000:], labels=labels[8000:])
+    return training, calibration, scored
+
+
+def small_images(samples: int = 200) -> tuple[Path, Path]:
+    """CIFAR-10 images made larger, `image` float32 [samples, 96, 96, 3], -1 to 1: training ones and test ones."""
+    paths = []
+    for part, file in (("training", "cifar10_jpeg_train10k.npz"), ("test", "cifar10_jpeg_test.npz")):
+        path = cached(f"images96_{part}_{samples}.npz")
+        if not path.is_file():
+            with np.load(shared(file)) as images:
+                small = images["x"][:samples].astype(np.float32) / 127.5 - 1
+            _save(path, image=small.repeat(3, axis=1).repeat(3, axis=2))
+        paths.append(path)
+    return paths[0], paths[1]
 
 
 def magika_calibration() -> Path:

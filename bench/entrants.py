@@ -18,6 +18,8 @@ ORT = EngineSettings("onnxruntime", "f32", THREADS)
 
 FLOATS = ("ONNX Runtime f32", "OpenVINO f32", "OpenVINO bf16")
 """The float contestants; "float best" is the fastest of them."""
+LITERT_F32 = "LiteRT f32"
+"""The float contestant among .tflite files."""
 
 NNCF_OPENVINO, NNCF_ONNX = "NNCF int8 (OpenVINO model)", "NNCF int8 (ONNX model)"
 NNCF = (NNCF_OPENVINO, NNCF_ONNX)

@@ -40,6 +40,17 @@ def compress(source: str, calibration: str, recipe: str, max_drop: str, out: str
     }
 
 
+def smallest(source: str, calibration: str, recipe: str, out: str) -> str:
+    """Compress a Keras file with one recipe, and take what it writes, however fast that is: its path."""
+    import fewbits as fb
+    from fewbits.loaded import saved
+
+    result = fb.compress(
+        source, calibration, recipe=recipe, max_drop="100%", prefer="size", threads=THREADS, out=_place(out)
+    )
+    return str(saved(result.folder)[0])
+
+
 def refusal(source: str, calibration: str, precision: str, out: str) -> list[str]:
     """What the report of recipe auto gives as reasons against the original at a float precision."""
     import fewbits as fb

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from bench.entrants import FLOATS
+from bench.entrants import FLOATS, LITERT_F32
 from bench.table import CaseResult, Check, Row
 from fewbits.measure.latency import ratio
 
@@ -54,7 +54,7 @@ def _headings(result: CaseResult) -> list[str]:
 
 
 def _cells(result: CaseResult) -> list[list[str]]:
-    floats = [row for row in result.rows if row.name in FLOATS and row.latency is not None]
+    floats = [row for row in result.rows if row.name in (*FLOATS, LITERT_F32) and row.latency is not None]
     best = min(floats, key=lambda row: row.latency.p50_ms if row.latency else 0.0, default=None)
     cells = []
     for row in result.rows:
@@ -84,7 +84,7 @@ def _time_cells(row: Row, best: Row | None) -> list[str]:
     if best is not None and best.latency is not None:
         speedup = f"{ratio(best.latency, latency).value:.2f}"
     return [
-        f"{row.size_bytes / 1e6:.2f}",
+        f"{row.size_bytes / 1e6:.{2 if row.size_bytes >= 1e6 else 4}f}",
         f"{latency.p50_ms:.3f}",
         f"{latency.p10_ms:.3f} to {latency.p90_ms:.3f}",
         speedup,

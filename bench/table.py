@@ -12,9 +12,9 @@ import numpy as np
 
 from bench import process
 from bench.data import stream
-from bench.keep import kept, version
+from bench.keep import kept
 from bench.paths import MissingError
-from fewbits.engines.engine import EngineSettings
+from fewbits.engines.engine import EngineSettings, get
 from fewbits.errors import FewbitsError
 from fewbits.measure.latency import CallableContestant, Contestant, Latency, measure_latency, ratio
 from fewbits.measure.size import artifact_bytes, artifact_files
@@ -218,7 +218,7 @@ def file_runnable(name: str, path: Path, settings: EngineSettings, samples: Path
         ".npy",
         (*artifact_files(path), samples),
         settings=asdict(settings),
-        version=version(settings.engine),
+        version=get(settings.engine).version,
     )
     if not outputs.is_file():
         process.call(

@@ -1,0 +1,85 @@
+"""Keras nets and what TensorFlow's own converter makes of them, each in a process of its own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench.data import stream
+
+EPOCHS = 5
+
+
+def train_mnist(training: str, out: str) -> None:
+    """The guides' net, 12 convolutions of 3 x 3, pooling, 10 outputs, trained on `training`, as a `.keras` file."""
+    keras = _keras()
+    keras.utils.set_random_seed(0)
+    layers = keras.layers
+    net = keras.Sequential(
+        [
+            keras.Input((28, 28), name="image"),
+            layers.Reshape((28, 28, 1)),
+            layers.Conv2D(12, 3, activation="relu"),
+            layers.MaxPooling2D(),
+            layers.Flatten(),
+            layers.Dense(10),
+        ],
+        name="mnist",
+    )
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    net.compile("adam", loss, metrics=["accuracy"])
+    with np.load(training) as arrays:
+        net.fit(arrays["image"], arrays["labels"], epochs=EPOCHS, verbose=0)
+    net.save(out)
+
+
+def mobilenet(out: str) -> None:
+    """MobileNetV2 (alpha 0.35, 96 x 96) with random weights and batch statistics."""
+    keras = _keras()
+    keras.utils.set_random_seed(0)
+    image = keras.Input((96, 96, 3), name="image")
+    net = keras.applications.MobileNetV2(input_tensor=image, alpha=0.35, weights=None)
+    rng = np.random.default_rng(0)
+    for layer in net.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            gamma, beta, mean, _ = layer.get_weights()
+            spread = rng.uniform(0.5, 1.5, gamma.shape)
+            layer.set_weights(
+                [spread, rng.normal(0, 0.2, beta.shape), rng.normal(0, 0.1, mean.shape), 0.25 * spread**2]
+            )
+    net.save(out)
+
+
+def converted(source: str, form: str, calibration: str, out: str) -> None:
+    """`source` through TensorFlow's converter in one of its forms, calibrated on `calibration` where it needs that."""
+    import tensorflow as tf
+
+    converter = tf.lite.TFLiteConverter.from_keras_model(_keras().models.load_model(source, compile=False))
+    if form != "float":
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    if form == "float16":
+        converter.target_spec.supported_types = [tf.float16]
+    if form in ("int8", "int16x8"):
+        converter.representative_dataset = lambda: _representative(calibration)
+        builtins = tf.lite.OpsSet.TFLITE_BUILTINS_INT8
+        if form == "int16x8":
+            builtins = tf.lite.OpsSet.EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8
+        converter.target_spec.supported_ops = [builtins]
+    Path(out).write_bytes(converter.convert())
+
+
+def _representative(calibration: str) -> Iterator[list[np.ndarray]]:
+    for feeds in stream(Path(calibration)):
+        yield list(feeds.values())
+
+
+def _keras() -> Any:
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
+    import keras
+
+    return keras

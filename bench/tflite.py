@@ -1,0 +1,269 @@
+"""`python -m bench.tflite [CASE ...]`: .tflite files of fewbits beside those of TensorFlow's converter, in LiteRT.
+
+Both get the same Keras file and the same calibration samples. Exit code 0 where no target was missed, 1 where one was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from bench import data, process, quality
+from bench.case import Case, Tell
+from bench.entrants import LITERT_F32
+from bench.keep import kept, version
+from bench.paths import MissingError, cached
+from bench.render import show
+from bench.table import (
+    THREADS,
+    CaseResult,
+    Check,
+    Column,
+    Entrant,
+    Rows,
+    Runnable,
+    Scores,
+    file_runnable,
+    run,
+)
+from fewbits.engines.engine import EngineSettings
+
+LITERT = EngineSettings("litert", "f32", THREADS)
+FORMS = {
+    "w8a8_dynamic": ("dynamic", "dynamic range"),
+    "w8a8": ("int8", "full integer"),
+    "fp16": ("float16", "float16"),
+    "w8a16": ("int16x8", "16x8"),
+}
+"""Our recipe for each of the converter's forms."""
+
+NO_LARGER = 1.02
+NO_WORSE = 0.1  # points
+FOUR_BITS_BYTES, FOUR_BITS_DROP = 15_000, 0.5
+NO_SLOWER = 1.05
+PIPED_WIDTH = 160
+
+Source = Callable[[], Path]
+
+
+def ours(recipe: str) -> str:
+    """What a file of ours is called in tables."""
+    return f"fewbits {recipe}"
+
+
+def peers(form: str) -> str:
+    """What a file of the converter's is called."""
+    return f"TensorFlow's converter, {form}"
+
+
+def made_once(function: str, stem: str, suffix: str, files: tuple[Path, ...], **arguments: str) -> Path:
+    """The file that a job of `bench.keras_jobs` writes, kept for these files, arguments and versions."""
+    versions = f"{version('tensorflow_cpu')} {version('keras')}"
+    path = kept("tflite", stem, suffix, files, function=function, versions=versions, arguments=arguments)
+    if not path.is_file():
+        partial = path.with_name("partial-" + path.name)
+        process.call(f"bench.keras_jobs:{function}", out=str(partial), **arguments)
+        partial.rename(path)
+    return path
+
+
+def converted(form: str, source: Source, calibration: Source, samples: Path) -> Entrant:
+    """A form of the peer's; the plain one is the float contestant."""
+    name = LITERT_F32 if form == "float" else peers(form)
+
+    def make() -> Runnable:
+        files = (source(), calibration())
+        given = {"source": str(files[0]), "form": form, "calibration": str(files[1])}
+        path = made_once("converted", f"{source().stem}-{form}", ".tflite", files, **given)
+        return file_runnable(name, path, LITERT, samples)
+
+    return Entrant(name, "float" if form == "float" else "peer", make)
+
+
+def compressed(recipe: str, source: Source, calibration: Source, samples: Path) -> Entrant:
+    """What fewbits writes for one recipe."""
+    name = ours(recipe)
+
+    def make() -> Runnable:
+        made = process.call(
+            "bench.ours:smallest",
+            source=str(source()),
+            calibration=str(calibration()),
+            recipe=recipe,
+            out=str(cached(f"fewbits/{source().stem}-{recipe}-tflite")),
+        ).value
+        return file_runnable(name, Path(made), LITERT, samples)
+
+    return Entrant(name, "fewbits", make)
+
+
+def mnist(tell: Tell) -> CaseResult:
+    """Every form of the guides' net, against the converter's, and 4-bit weights."""
+    training, calibration, samples = data.mnist()
+    source = made_once("train_mnist", "mnist", ".keras", (training,), training=str(training))
+    with np.load(samples) as arrays:
+        labels = arrays["labels"]
+
+    def score(reference: np.ndarray, outputs: np.ndarray) -> Scores:
+        return {
+            "top1": 100 * quality.correct(outputs, labels) / len(labels),
+            "sqnr_db": quality.sqnr_db(reference, outputs),
+        }
+
+    def same(recipe: str) -> Entrant:
+        return compressed(recipe, lambda: source, lambda: calibration, samples)
+
+    def theirs(form: str) -> Entrant:
+        return converted(form, lambda: source, lambda: calibration, samples)
+
+    entrants = [theirs("float")]
+    for recipe, (form, _) in FORMS.items():
+        entrants += [theirs(form), same(recipe)]
+    rows = run([*entrants, same("w8"), same("w4")], samples, score, tell)
+
+    checks: list[Check] = []
+    for recipe, (form, words) in FORMS.items():
+        peer, mine = peers(form), ours(recipe)
+        checks += [
+            size_check(rows, f"{words}: MB, the converter's and 2 %", mine, peer),
+            rows.score_check(
+                f"{words}: top-1, the converter's less {NO_WORSE}",
+                mine,
+                "top1",
+                lambda peer=peer: rows.best("top1", peer) - NO_WORSE,
+                "at least",
+            ),
+        ]
+
+    return CaseResult(
+        "mnist",
+        "The guides' net on MNIST",
+        "28 x 28, batch 1. Trained on 8,000 of the test images, calibrated on 500 of those, scored on the other 2,000.",
+        (Column("top1", "top-1 %", "{:.2f}"), Column("sqnr_db", "SQNR dB", "{:.1f}")),
+        rows.rows,
+        (
+            *checks,
+            rows.size_check("4-bit weights: MB", ours("w4"), FOUR_BITS_BYTES),
+            rows.score_check(
+                f"4-bit weights: top-1, float's less {FOUR_BITS_DROP}",
+                ours("w4"),
+                "top1",
+                lambda: rows.best("top1", LITERT_F32) - FOUR_BITS_DROP,
+                "at least",
+            ),
+        ),
+    )
+
+
+def size_check(rows: Rows, what: str, mine: str, peer: str) -> Check:
+    """The bytes of our file, at most 2 % more than those of the peer's."""
+    try:
+        (other,) = rows.named(peer)
+    except MissingError as missing:
+        return Check(what, None, float("nan"), "at most", why=str(missing))
+    return rows.size_check(what, mine, NO_LARGER * other.size_bytes)
+
+
+def mobilenet(tell: Tell) -> CaseResult:
+    """A deeper net in full integer: every operator on codes, and as fast as the converter's file."""
+    calibration, samples = data.small_images()
+    source = made_once("mobilenet", "mobilenet", ".keras", ())
+
+    def score(reference: np.ndarray, outputs: np.ndarray) -> Scores:
+        return {"sqnr_db": quality.sqnr_db(reference, outputs)}
+
+    mine, peer = ours("w8a8"), peers("int8")
+    rows = run(
+        [
+            converted("float", lambda: source, lambda: calibration, samples),
+            converted("int8", lambda: source, lambda: calibration, samples),
+            compressed("w8a8", lambda: source, lambda: calibration, samples),
+        ],
+        samples,
+        score,
+        tell,
+    )
+    return CaseResult(
+        "mobilenet",
+        "MobileNetV2 (alpha 0.35, 96 x 96, random weights)",
+        "Batch 1. Calibrated on 200 CIFAR-10 training images made larger, scored on 200 test images.",
+        (Column("sqnr_db", "SQNR dB", "{:.1f}"),),
+        rows.rows,
+        (
+            _float_operators(mine, cached("fewbits/mobilenet-w8a8-tflite")),
+            rows.time_check("latency over the converter's full integer", mine, (peer,), NO_SLOWER),
+            rows.score_check(
+                "SQNR dB, the converter's", mine, "sqnr_db", lambda: rows.best("sqnr_db", peer), "at least"
+            ),
+        ),
+    )
+
+
+def _float_operators(name: str, folder: Path) -> Check:
+    """How many operators of the written file read or make floats, but for QUANTIZE and DEQUANTIZE at its ends."""
+    from fewbits.models.tflite.graph import graph_of
+    from fewbits.models.tflite.load import load
+
+    what = "operators that compute in float"
+    files = sorted(folder.glob("*.tflite"))
+    if not files:
+        return Check(what, None, 0, "at most", why=f"{name} was not written")
+    graph = graph_of(load(files[0]).model)
+    ends = {*graph.inputs, *graph.outputs}
+    floats = [
+        operator
+        for operator in graph.operators
+        if any(
+            index >= 0 and graph.tensors[index].is_float for index in (*operator.inputs, *operator.outputs)
+        )
+    ]
+    inside = [
+        operator
+        for operator in floats
+        if operator.name not in ("QUANTIZE", "DEQUANTIZE")
+        or not ends.intersection((*operator.inputs, *operator.outputs))
+    ]
+    return Check(what, len(inside), 0, "at most", why=f"of {len(graph.operators)}")
+
+
+CASES = {
+    "mnist": Case("mnist", "The guides' net on MNIST", mnist),
+    "mobilenet": Case("mobilenet", "MobileNetV2", mobilenet),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the cases; exit code 0 where no target was missed, 1 where one was, 2 for wrong arguments."""
+    parser = argparse.ArgumentParser(prog="python -m bench.tflite", description=__doc__)
+    parser.add_argument(
+        "cases", nargs="*", metavar="CASE", help=f"any of: {', '.join(CASES)}; all by default"
+    )
+    chosen = parser.parse_args(arguments).cases or list(CASES)
+    if unknown := [name for name in chosen if name not in CASES]:
+        parser.error(f"no case {', '.join(unknown)}; there are {', '.join(CASES)}")
+    progress, console = Console(stderr=True), Console(width=None if sys.stdout.isatty() else PIPED_WIDTH)
+    checks: list[Check] = []
+    for name in chosen:
+
+        def tell(what: str, name: str = name) -> None:
+            progress.print(f"{name}: {what}", style="dim", highlight=False, markup=False)
+
+        try:
+            result = CASES[name].measure(tell)
+        except (MissingError, process.JobError) as error:
+            why = Check("all targets of this case", None, 0.0, "at least", why=str(error))
+            result = CaseResult(name, CASES[name].title, "Not run.", (), (), (why,))
+        show(result, console)
+        checks += result.checks
+    reached = sum(check.reached is True for check in checks)
+    console.print(f"\n{reached} of {len(checks)} targets reached.")
+    return 1 if any(check.reached is False for check in checks) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
