@@ -2,7 +2,7 @@
 
 Nothing that calibrates is ever scored: CIFAR calibrates on training images; MiniLM calibrates on WikiText-2
 "valid" and scores on "test" and a held-back end of "valid"; Magika calibrates on this project's own files and
-scores on the labelled ones.
+scores on the labelled ones; the detector of speech calibrates on synthesized sounds and scores on a recording.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import IO
 
 import numpy as np
 
-from bench import magika_input, models
+from bench import magika_input, models, speech
 from bench.paths import cached, shared
 
 IMAGE_MEAN = np.array([0.485, 0.456, 0.406], np.float32)
@@ -145,6 +145,22 @@ def magika_calibration() -> Path:
     path = cached(f"magika_calibration_{hashlib.sha256(rows.tobytes()).hexdigest()[:12]}.npz")
     if not path.is_file():
         _save(path, bytes=rows)
+    return path
+
+
+def speech_calibration(seconds: int = 30) -> Path:
+    """Steps of synthesized syllables and pauses: `input` float32 [steps, 576], and the rate as a scalar `sr`."""
+    path = cached(f"speech_calibration_{seconds}.npz")
+    if not path.is_file():
+        _save(path, input=speech.steps(speech.synthesized(seconds)), sr=np.array(speech.RATE))
+    return path
+
+
+def speech_recording() -> Path:
+    """Steps of the recorded minute, in the same form: `input` float32 [1875, 576]."""
+    path = cached("speech_recording.npz")
+    if not path.is_file():
+        _save(path, input=speech.steps(speech.recording()), sr=np.array(speech.RATE))
     return path
 
 

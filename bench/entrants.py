@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from bench import process
 from bench.keep import kept, version
 from bench.paths import cached
-from bench.table import THREADS, Entrant, Runnable, file_runnable
+from bench.table import ROW_BY_ROW, THREADS, Entrant, Runnable, file_runnable
 from fewbits.engines.cpu import cpu
 from fewbits.engines.engine import EngineSettings, get
 from fewbits.measure.latency import CallableContestant
@@ -27,11 +27,13 @@ NNCF_WEIGHTS = "NNCF int8 weights"
 ORT_DYNAMIC = "ONNX Runtime dynamic int8"
 
 
-def floats(source: Callable[[], Path], samples: Path) -> list[Entrant]:
+def floats(source: Callable[[], Path], samples: Path, job: str = ROW_BY_ROW) -> list[Entrant]:
     """The original in ONNX Runtime at f32, which is the reference, and in OpenVINO at f32 and at bf16."""
     settings = (ORT, EngineSettings("openvino", "f32", THREADS), EngineSettings("openvino", "bf16", THREADS))
     return [
-        Entrant(name, "float", lambda name=name, one=one: file_runnable(name, source(), one, samples))
+        Entrant(
+            name, "float", lambda name=name, one=one: file_runnable(name, source(), one, samples, job=job)
+        )
         for name, one in zip(FLOATS, settings, strict=True)
     ]
 
@@ -43,7 +45,9 @@ def nncf(
 
     def entrant(name: str, maker: str, suffix: str) -> Entrant:
         def make() -> Runnable:
-            path = _made(maker, suffix, "nncf", source(), calibration(), transformer=transformer)
+            path = made(
+                f"bench.peers:{maker}", suffix, "nncf", source(), calibration(), transformer=transformer
+            )
             return file_runnable(name, path, openvino_settings(), samples)
 
         return Entrant(name, "peer", make)
@@ -55,7 +59,7 @@ def nncf_weights(source: Callable[[], Path], samples: Path) -> Entrant:
     """NNCF's weight-only int8 in OpenVINO, which then quantizes activations by itself, in groups of 32."""
 
     def make() -> Runnable:
-        path = _made("nncf_weights", ".xml", "nncf", source(), None)
+        path = made("bench.peers:nncf_weights", ".xml", "nncf", source(), None)
         return file_runnable(NNCF_WEIGHTS, path, openvino_settings(activation_group_size=32), samples)
 
     return Entrant(NNCF_WEIGHTS, "peer", make)
@@ -72,8 +76,14 @@ def ort_static(
     name = ort_static_name(method)
 
     def make() -> Runnable:
-        path = _made(
-            "ort_static", ".onnx", "onnxruntime", source(), calibration(), method=method, operators=operators
+        path = made(
+            "bench.peers:ort_static",
+            ".onnx",
+            "onnxruntime",
+            source(),
+            calibration(),
+            method=method,
+            operators=operators,
         )
         return file_runnable(name, path, ORT, samples)
 
@@ -85,13 +95,12 @@ def ort_static_name(method: str) -> str:
     return f"ONNX Runtime static int8, {method}"
 
 
-def ort_dynamic(source: Callable[[], Path], samples: Path) -> Entrant:
+def ort_dynamic(source: Callable[[], Path], samples: Path, job: str = ROW_BY_ROW) -> Entrant:
     """ONNX Runtime's dynamic int8."""
 
     def make() -> Runnable:
-        return file_runnable(
-            ORT_DYNAMIC, _made("ort_dynamic", ".onnx", "onnxruntime", source(), None), ORT, samples
-        )
+        path = made("bench.peers:ort_dynamic", ".onnx", "onnxruntime", source(), None)
+        return file_runnable(ORT_DYNAMIC, path, ORT, samples, job=job)
 
     return Entrant(ORT_DYNAMIC, "peer", make)
 
@@ -133,20 +142,23 @@ def fewbits(
     calibration: Callable[[], Path],
     samples: Path,
     max_drop: str = "1%",
+    state: Mapping[str, str] | None = None,
+    job: str = ROW_BY_ROW,
 ) -> Entrant:
     """What fewbits hands over for one recipe, in the engine and at the precision that it names."""
 
     def make() -> Runnable:
-        made = process.call(
+        handed = process.call(
             "bench.ours:compress",
             source=str(source()),
             calibration=str(calibration()),
             recipe=recipe,
             max_drop=max_drop,
             out=str(cached(f"fewbits/{source().stem}-{recipe}")),
+            state=state,
         ).value
-        settings = EngineSettings(**made["settings"])
-        return file_runnable(name, Path(made["path"]), settings, samples, made["note"])
+        settings = EngineSettings(**handed["settings"])
+        return file_runnable(name, Path(handed["path"]), settings, samples, handed["note"], job)
 
     return Entrant(name, "fewbits", make)
 
@@ -168,19 +180,18 @@ def openvino_settings(**settings: Any) -> EngineSettings:
     return EngineSettings("openvino", "bf16" if "bf16" in precisions else "f32", THREADS, **settings)
 
 
-def _made(
+def made(
     maker: str, suffix: str, package: str, source: Path, calibration: Path | None, **arguments: Any
 ) -> Path:
-    """The file that `bench.peers:MAKER` makes of these files, made once per version of its package."""
+    """The file that "module:function" makes of these files, made once per version of its package."""
     files = (source,) if calibration is None else (source, calibration)
-    path = kept(
-        "peers", f"{source.stem}-{maker}", suffix, files, version=version(package), arguments=arguments
-    )
+    stem = f"{source.stem}-{maker.rpartition(':')[2]}"
+    path = kept("peers", stem, suffix, files, version=version(package), arguments=arguments)
     if not path.is_file():
         if calibration is not None:
             arguments["calibration"] = str(calibration)
         partial = path.with_name("partial-" + path.name)
-        process.call(f"bench.peers:{maker}", source=str(source), out=str(partial), **arguments)
+        process.call(maker, source=str(source), out=str(partial), **arguments)
         if suffix == ".xml":
             partial.with_suffix(".bin").rename(path.with_suffix(".bin"))
         partial.rename(path)

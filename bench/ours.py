@@ -12,7 +12,14 @@ from bench.table import THREADS
 SMALLER = "50%"  # rules out the original in any engine, so that what is handed over is a compressed file
 
 
-def compress(source: str, calibration: str, recipe: str, max_drop: str, out: str) -> dict[str, Any]:
+def compress(
+    source: str,
+    calibration: str,
+    recipe: str,
+    max_drop: str,
+    out: str,
+    state: dict[str, str] | None = None,
+) -> dict[str, Any]:
     """Compress with one recipe, for speed: the file handed over, how it is to be run, and a note.
 
     Only calibration data is given, so nothing is tuned on what this benchmark scores; fewbits keeps every fourth
@@ -24,6 +31,7 @@ def compress(source: str, calibration: str, recipe: str, max_drop: str, out: str
     result = fb.compress(
         source,
         calibration,
+        state=state,
         recipe=recipe,
         max_drop=max_drop,
         max_size=SMALLER,

@@ -81,7 +81,7 @@ def ort_static(source: str, calibration: str, out: str, method: str, operators: 
 
     with tempfile.TemporaryDirectory() as folder:
         quantize(
-            _ort_preprocessed(source, folder),
+            ort_preprocessed(source, folder),
             out,
             Reader(),
             quant_format=QuantFormat.QDQ,
@@ -98,12 +98,10 @@ def ort_dynamic(source: str, out: str) -> None:
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     with tempfile.TemporaryDirectory() as folder:
-        quantize_dynamic(
-            _ort_preprocessed(source, folder), out, per_channel=True, weight_type=QuantType.QInt8
-        )
+        quantize_dynamic(ort_preprocessed(source, folder), out, per_channel=True, weight_type=QuantType.QInt8)
 
 
-def _ort_preprocessed(source: str, folder: str) -> str:
+def ort_preprocessed(source: str, folder: str) -> str:
     """What ONNX Runtime tells users to do first, without symbolic shape inference where that gives up."""
     from onnxruntime.quantization.shape_inference import quant_pre_process
 

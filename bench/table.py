@@ -20,6 +20,7 @@ from fewbits.measure.latency import CallableContestant, Contestant, Latency, mea
 from fewbits.measure.size import artifact_bytes, artifact_files
 
 THREADS = 2
+ROW_BY_ROW = "bench.scoring:outputs"
 SAMPLE = 7  # the row of the scored samples that latency is measured on; no model's time depends on its values
 
 Role = Literal["float", "peer", "fewbits"]
@@ -167,11 +168,17 @@ class Rows:
         return Check(what, row.size_bytes / 1e6, limit_bytes / 1e6, "at most")
 
 
-def run(entrants: Sequence[Entrant], samples: Path, score: Score, tell: Callable[[str], None]) -> Rows:
+def run(
+    entrants: Sequence[Entrant],
+    samples: Path,
+    score: Score,
+    tell: Callable[[str], None],
+    feeds: Mapping[str, np.ndarray] | None = None,
+) -> Rows:
     """Make every entrant, time all that could be made side by side, and score them against the first one.
 
     The first entrant is the reference: what it gives on `samples` is what the others' outputs are scored
-    against. Latency is at batch 1 on one row of `samples`.
+    against. Latency is at batch 1 on one row of `samples`, or on `feeds`.
     """
     made: dict[str, Runnable] = {}
     errors: dict[str, str] = {}
@@ -182,7 +189,7 @@ def run(entrants: Sequence[Entrant], samples: Path, score: Score, tell: Callable
         except (MissingError, process.JobError, FewbitsError) as error:
             errors[entrant.name] = str(error)
     tell("timing all side by side")
-    latencies = _latencies(made, samples)
+    latencies = _latencies(made, feeds or _row(samples))
     reference = made.get(entrants[0].name)
     rows = []
     for entrant in entrants:
@@ -199,19 +206,21 @@ def run(entrants: Sequence[Entrant], samples: Path, score: Score, tell: Callable
     return Rows(rows)
 
 
-def _latencies(made: Mapping[str, Runnable], samples: Path) -> dict[str, Latency]:
+def _row(samples: Path) -> dict[str, np.ndarray]:
+    return next(row for number, row in enumerate(stream(samples)) if number == SAMPLE)
+
+
+def _latencies(made: Mapping[str, Runnable], feeds: Mapping[str, np.ndarray]) -> dict[str, Latency]:
     if not made:
         return {}
-    for number, row in enumerate(stream(samples)):
-        if number == SAMPLE:
-            feeds = row
-            break
     measured = measure_latency([runnable.contestant for runnable in made.values()], feeds)
     return dict(zip(made, measured, strict=True))
 
 
-def file_runnable(name: str, path: Path, settings: EngineSettings, samples: Path, note: str = "") -> Runnable:
-    """A file in an engine, with its outputs on `samples` computed, once, in a process of its own."""
+def file_runnable(
+    name: str, path: Path, settings: EngineSettings, samples: Path, note: str = "", job: str = ROW_BY_ROW
+) -> Runnable:
+    """A file in an engine, with its outputs on `samples` computed by `job`, once, in a process of its own."""
     outputs = kept(
         "outputs",
         path.stem,
@@ -222,7 +231,7 @@ def file_runnable(name: str, path: Path, settings: EngineSettings, samples: Path
     )
     if not outputs.is_file():
         process.call(
-            "bench.scoring:outputs",
+            job,
             path=str(path),
             settings=asdict(settings),
             samples=str(samples),

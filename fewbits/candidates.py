@@ -245,8 +245,9 @@ def _targets(one: ResolvedRecipe, engines: Mapping[str, Engine], cpu: Cpu) -> It
 
 def _worth_it(recipe: Recipe, assigned: Sequence[Assignment], target: Target) -> bool:
     """Whether the capability table says that this engine gains by it."""
-    if any(a.activations is not None and a.activations.dynamic for a in assigned):
-        return target.dynamic_int8
+    dynamic = [a.layer.op for a in assigned if a.activations is not None and a.activations.dynamic]
+    if dynamic:
+        return any(map(target.takes_dynamic, dynamic))
     if recipe.needs_data:
         return target.activation_qtype is not None
     # An engine that multiplies blocks of int4 takes those.

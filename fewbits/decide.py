@@ -182,6 +182,12 @@ def _layer(
         if codes is not None and codes.nbytes >= values.nbytes and not on_codes:
             return LayerPlan(layer.name, layer.op, layer.node, float_reason="too small to gain anything")
         plans.append(WeightPlan(info.name, a.weights, codes, values))
+    activations, note = a.activations, a.note
+    if activations is not None and activations.dynamic and not target.takes_dynamic(layer.op):
+        activations, note = (
+            None,
+            f"weights only: {target.engine} gains nothing by codes of what {layer.op} reads",
+        )
     shift = None
     if plans and plans[0].name in compensated:
         assert stats is not None
@@ -191,7 +197,16 @@ def _layer(
         plans[0] = _with_room(plans[0], layer.weights[0], bias, activation)
         if target.codes_throughout:
             bias = _bias(a, plans, shift, activation, target, weights)
-    return LayerPlan(layer.name, layer.op, layer.node, tuple(plans), a.activations, bias)
+    return LayerPlan(
+        layer.name,
+        layer.op,
+        layer.node,
+        tuple(plans),
+        activations,
+        bias,
+        note=note,
+        inside=layer.inside is not None,
+    )
 
 
 def _table(layer: LayerInfo, activation: ActivationPlan, weights: Weights) -> WeightPlan:

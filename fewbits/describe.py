@@ -287,8 +287,8 @@ def _form_of(plan: Plan, layer: LayerPlan, weight: WeightPlan) -> str:
         return f"{weight.scheme.qtype} + Cast"
     if layer.op == "Gather":
         return "Gather codes, then scale"
-    if layer.dynamic and plan.target.dynamic_int8:
-        return "MatMulInteger"
+    if layer.dynamic:
+        return "DynamicQuantizeLSTM" if layer.op == "LSTM" else "MatMulInteger"
     return "QDQ" if layer.static else FORMS[plan.form(layer, weight)]
 
 
@@ -318,7 +318,7 @@ def _layers(run: Run, candidate: Candidate, plan: Plan) -> tuple[r.Layer, ...]:
                 weight_sqnr_db=_weight_sqnr(layer),
                 output_sqnr_db=errors.get(layer.name),
                 shape=info.weights[0].shape if info.weights else None,
-                why=layer.float_reason,
+                why=layer.float_reason or layer.note,
             )
         )
     return tuple(described)
@@ -398,7 +398,6 @@ COMPUTING = {
         ("Softmax", "LayerNormalization", "BatchNormalization", "InstanceNormalization"), _SENSITIVE
     ),
     **dict.fromkeys(("Exp", "Sqrt", "Pow", "ReduceSum", "Reciprocal", "GroupNormalization"), _SENSITIVE),
-    **dict.fromkeys(("If", "Loop", "Scan"), "layers inside it are not reached yet"),
 }
 """Operators that compute in float, and why they are left so; those that only move or index values are not listed."""
 

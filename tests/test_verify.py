@@ -12,7 +12,7 @@ from fewbits.engines.engine import EngineSettings
 from fewbits.errors import VerificationError
 from fewbits.verify import Checker
 from tests.stages import write_files
-from tests.tiny import ATTENTION, CONV_BN, EMBEDDING, GEMM, LSTM, MATMUL_ADD, Tiny
+from tests.tiny import ATTENTION, CONV_BN, EMBEDDING, GEMM, IF_LSTM, LOOP, LSTM, MATMUL_ADD, Tiny, bodies
 
 ASYMMETRIC = """name = "asymmetric"
 [[rules]]
@@ -58,7 +58,15 @@ CASES = {
     "embedding w8": (EMBEDDING, "w8"),
     "attention w8a8": (ATTENTION, "w8a8"),
     "recurrent w8": (LSTM, "w8"),
+    "recurrent w8a8_dynamic": (LSTM, "w8a8_dynamic"),
+    "in branches w8": (IF_LSTM, "w8"),
+    "in a loop w4": (LOOP, "w4_g32"),
 }
+
+
+def constants(proto):
+    """Every constant of a file, in bodies too."""
+    return [tensor for graph in (proto.graph, *bodies(proto.graph)) for tensor in graph.initializer]
 
 
 @dataclass
@@ -122,11 +130,20 @@ def test_an_untouched_file_passes(cases, name, engine):
 
 
 def test_the_cases_hold_every_kind_of_constant(cases):
-    kinds = {
-        tensor.name.rsplit("_", 1)[-1] for name in CASES for tensor in cases(name).proto.graph.initializer
-    }
-    assert {"codes", "scale", "step", "point", "offset", "fp16", "bf16", "smoothing", "turned"} <= kinds
-    stored = {tensor.data_type for name in CASES for tensor in cases(name).proto.graph.initializer}
+    kinds = {tensor.name.rsplit("_", 1)[-1] for name in CASES for tensor in constants(cases(name).proto)}
+    assert {
+        "codes",
+        "scale",
+        "step",
+        "point",
+        "offset",
+        "fp16",
+        "bf16",
+        "smoothing",
+        "turned",
+        "each",
+    } <= kinds
+    stored = {tensor.data_type for name in CASES for tensor in constants(cases(name).proto)}
     assert {
         TensorProto.INT8,
         TensorProto.UINT8,
@@ -159,10 +176,10 @@ def changed_element(tensor, index):
 def test_one_element_of_any_constant(cases, name, engine):
     """Codes, scales, zero points, biases, smoothing, and what stays in float: one step in one place."""
     one = cases(name, engine)
-    for position, tensor in enumerate(one.proto.graph.initializer):
+    for position, tensor in enumerate(constants(one.proto)):
         for index in (0, np.prod(tensor.dims, dtype=int) // 2, -1):
             changed = one.copy()
-            changed.graph.initializer[position].CopyFrom(changed_element(tensor, int(index)))
+            constants(changed)[position].CopyFrom(changed_element(tensor, int(index)))
             said = one.found(changed)
             assert said is not None, f"{tensor.name}[{index}]"
             assert repr(tensor.name) in said
@@ -181,21 +198,22 @@ def test_a_wider_type_with_the_same_numbers(cases, name):
         TensorProto.BFLOAT16: np.float32,
     }
     one = cases(name)
-    for position, tensor in enumerate(one.proto.graph.initializer):
+    for position, tensor in enumerate(constants(one.proto)):
         if tensor.data_type in wider:
             changed = one.copy()
             array = numpy_helper.to_array(tensor).astype(wider[tensor.data_type])
-            changed.graph.initializer[position].CopyFrom(numpy_helper.from_array(array, tensor.name))
+            constants(changed)[position].CopyFrom(numpy_helper.from_array(array, tensor.name))
             assert one.found(changed) is not None, tensor.name
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_constant_that_is_not_there(cases, name):
     one = cases(name)
-    for position in range(len(one.proto.graph.initializer)):
-        changed = one.copy()
-        del changed.graph.initializer[position]
-        assert one.found(changed) is not None
+    for number, graph in enumerate((one.proto.graph, *bodies(one.proto.graph))):
+        for position in range(len(graph.initializer)):
+            changed = one.copy()
+            del [changed.graph, *bodies(changed.graph)][number].initializer[position]
+            assert one.found(changed) is not None
 
 
 @pytest.mark.parametrize("name", ["smoothed w8a8", "attention w8a8"])

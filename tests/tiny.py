@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -15,16 +15,21 @@ IR_OF_OPSET = {7: 4, 9: 4, 11: 6, 13: 7, 17: 8, 21: 10}
 
 @dataclass(frozen=True)
 class Tiny:
-    """A graph without its header, the shapes of its weights, and the shape (or highest integer) of each input."""
+    """A graph without its header, the shapes of its weights, and the shape (or highest integer) of each input.
+
+    ``inside`` has weights of bodies: by the body's name, and the weight's. Functions are of the domain ``local``.
+    """
 
     text: str
     weights: Mapping[str, tuple[int, ...]]
     feeds: Mapping[str, tuple[tuple[int, ...], int | None]]
     constants: Mapping[str, np.ndarray] | None = None
+    inside: Mapping[str, Mapping[str, tuple[int, ...]]] = field(default_factory=dict)
 
     def proto(self, opset: int = 17, seed: int = 0, *, as_inputs: bool = False) -> onnx.ModelProto:
         """The model, with weights of variance 1/(elements per channel), so that values keep their size."""
-        header = f'<ir_version: {IR_OF_OPSET[opset]}, opset_import: ["" : {opset}]>\n'
+        local = ', "local" : 1' if "local." in self.text else ""
+        header = f'<ir_version: {IR_OF_OPSET[opset]}, opset_import: ["" : {opset}{local}]>\n'
         model = parser.parse_model(header + self.text)
         rng = np.random.default_rng(seed)
         constants = {name: normal(rng, shape) for name, shape in self.weights.items()}
@@ -35,6 +40,9 @@ class Tiny:
                     name, onnx.helper.np_dtype_to_tensor_dtype(array.dtype), array.shape
                 )
                 model.graph.input.append(info)
+        for body in bodies(model.graph):
+            for name, shape in self.inside.get(body.name, {}).items():
+                body.initializer.append(numpy_helper.from_array(normal(rng, shape), name))
         onnx.checker.check_model(model)
         return model
 
@@ -52,6 +60,15 @@ class Tiny:
             else rng.integers(0, highest, (count, *shape))
             for name, (shape, highest) in self.feeds.items()
         }
+
+
+def bodies(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """The branches and bodies of its nodes, and what is inside them."""
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                yield attribute.g
+                yield from bodies(attribute.g)
 
 
 def normal(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
@@ -343,6 +360,183 @@ BRANCHES = Tiny(
     {"x": ((8, 8, 8), None)},
 )
 
+IF = Tiny(
+    """g (float[N, 32] x) => (float[N, 16] y) {
+        total = ReduceSum <keepdims = 0> (x)
+        zero = Constant <value_float = 0.0> ()
+        high = Greater (total, zero)
+        y = If (high) <
+            then_branch = up () => (float[N, 16] a) {
+                h = MatMul (x, w)
+                r = Relu (h)
+                a = MatMul (r, both)
+            },
+            else_branch = down () => (float[N, 16] b) {
+                h = Gemm <transB = 1, alpha = 0.5> (x, w, c)
+                r = Tanh (h)
+                b = MatMul (r, both)
+            }
+        >
+    }""",
+    {"both": (64, 16)},
+    {"x": ((32,), None)},
+    inside={"up": {"w": (32, 64)}, "down": {"w": (64, 32), "c": (64,)}},
+)
+
+LOOP = Tiny(
+    """g (float[N, 32] x) => (float[N, 32] y, float[3, N, 32] each) {
+        times = Constant <value_int = 3> ()
+        y, each = Loop (times, "", x) <
+            body = again (int64 i, bool go, float[N, 32] before) => (bool on, float[N, 32] after, float[N, 32] seen) {
+                on = Identity (go)
+                h = MatMul (before, w)
+                c = Add (h, b)
+                r = Relu (c)
+                m = MatMul (r, outer)
+                after = Add (m, x)
+                seen = Identity (m)
+            }
+        >
+    }""",
+    {"outer": (64, 32)},
+    {"x": ((32,), None)},
+    inside={"again": {"w": (32, 64), "b": (64,)}},
+)
+
+SCAN = Tiny(
+    """g (float[N, 6, 32] x) => (float[N, 32] last, float[6, N, 32] all) {
+        t = Transpose <perm = [1, 0, 2]> (x)
+        first = ReduceMean <axes = [1], keepdims = 0> (x)
+        start = MatMul (first, w0)
+        last, all = Scan <
+            num_scan_inputs = 1,
+            body = step (float[N, 32] before, float[N, 32] now) => (float[N, 32] after, float[N, 32] out) {
+                a = MatMul (now, wx)
+                b = MatMul (before, wh)
+                c = Add (a, b)
+                after = Tanh (c)
+                out = Identity (after)
+            }
+        > (start, t)
+    }""",
+    {"w0": (32, 32), "wh": (32, 32)},
+    {"x": ((6, 32), None)},
+    inside={"step": {"wx": (32, 32)}},
+)
+
+ORDERED_GATES = """
+                {name}_i = Slice ({source}, zero, one, zero)
+                {name}_fc = Slice ({source}, one, three, zero)
+                {name}_o = Slice ({source}, three, four, zero)
+                {name}_iofc = Concat <axis = 0> ({name}_i, {name}_o, {name}_fc)
+                {name} = Unsqueeze ({name}_iofc, zero)
+"""
+"""Gates of an LSTM as PyTorch orders them, in the order of ONNX: as older exporters left it to the engine."""
+
+IF_LSTM = Tiny(
+    f"""g (float[N, 6, 16] x) => (float[1, N, 32] y) {{
+        t = Transpose <perm = [1, 0, 2]> (x)
+        total = ReduceSum <keepdims = 0> (x)
+        none = Constant <value_float = 0.0> ()
+        high = Greater (total, none)
+        zero = Constant <value_ints = [0]> ()
+        one = Constant <value_ints = [32]> ()
+        three = Constant <value_ints = [96]> ()
+        four = Constant <value_ints = [128]> ()
+        y = If (high) <
+            then_branch = up () => (float[1, N, 32] a) {{
+                {ORDERED_GATES.format(name="w", source="weight_ih")}
+                {ORDERED_GATES.format(name="r", source="weight_hh")}
+                all, a = LSTM <hidden_size = 32> (t, w, r, bias)
+            }},
+            else_branch = down () => (float[1, N, 32] b) {{
+                {ORDERED_GATES.format(name="w", source="weight_ih")}
+                {ORDERED_GATES.format(name="r", source="weight_hh")}
+                other = Neg (t)
+                all, b = LSTM <hidden_size = 32> (other, w, r, bias)
+            }}
+        >
+    }}""",
+    {"weight_ih": (128, 16), "weight_hh": (128, 32), "bias": (1, 256)},
+    {"x": ((6, 16), None)},
+)
+
+NESTED = Tiny(
+    """g (float[N, 32] x) => (float[N, 32] y) {
+        times = Constant <value_int = 2> ()
+        y = Loop (times, "", x) <
+            body = again (int64 i, bool go, float[N, 32] before) => (bool on, float[N, 32] after) {
+                on = Identity (go)
+                none = Constant <value_int = 0> ()
+                first = Equal (i, none)
+                h = If (first) <
+                    then_branch = one () => (float[N, 32] a) { a = MatMul (before, w) },
+                    else_branch = two () => (float[N, 32] b) { b = MatMul (before, outer) }
+                >
+                after = Add (h, x)
+            }
+        >
+    }""",
+    {"outer": (32, 32)},
+    {"x": ((32,), None)},
+    inside={"one": {"w": (32, 32)}},
+)
+
+FUNCTIONS = Tiny(
+    """g (float[N, 32] x) => (float[N, 16] y) {
+        a = local.dense (x, w1, b1)
+        h = local.twice (a, w2, b2)
+        y = MatMul (h, w3)
+    }
+    <domain: "local", opset_import: ["" : 17, "local" : 1]>
+    dense (x, w, b) => (y) {
+        h = MatMul (x, w)
+        s = Add (h, b)
+        y = Relu (s)
+    }
+    <domain: "local", opset_import: ["" : 17, "local" : 1]>
+    twice (x, w, b) => (y) {
+        h = local.dense (x, w, b)
+        y = local.dense (h, w, b)
+    }""",
+    {"w1": (32, 64), "b1": (64,), "w2": (64, 64), "b2": (64,), "w3": (64, 16)},
+    {"x": ((32,), None)},
+)
+
+FUNCTION_IN_A_BRANCH = Tiny(
+    """g (float[N, 32] x) => (float[N, 16] y) {
+        total = ReduceSum <keepdims = 0> (x)
+        zero = Constant <value_float = 0.0> ()
+        high = Greater (total, zero)
+        y = local.choose (x, high, w, v)
+    }
+    <domain: "local", opset_import: ["" : 17, "local" : 1]>
+    choose (x, high, w, v) => (y) {
+        y = If (high) <
+            then_branch = up () => (a) { a = local.dense (x, w) },
+            else_branch = down () => (b) { b = local.dense (x, v) }
+        >
+    }
+    <domain: "local", opset_import: ["" : 17]>
+    dense (x, w) => (y) {
+        h = MatMul (x, w)
+        y = Relu (h)
+    }""",
+    {"w": (32, 16), "v": (32, 16)},
+    {"x": ((32,), None)},
+)
+
+CONTROL_FLOW: dict[str, Tiny] = {
+    "if": IF,
+    "loop": LOOP,
+    "scan": SCAN,
+    "if_lstm": IF_LSTM,
+    "nested": NESTED,
+    "functions": FUNCTIONS,
+    "function_in_a_branch": FUNCTION_IN_A_BRANCH,
+}
+"""Weights in branches, bodies and functions."""
+
 MODELS: dict[str, Tiny] = {
     "conv_bn": CONV_BN,
     "residual": RESIDUAL,
@@ -367,5 +561,6 @@ MODELS: dict[str, Tiny] = {
     "branches": BRANCHES,
     "linear": linear(),
     "fixed_batch": linear(batch=4),
+    **CONTROL_FLOW,
 }
 """Every kind of model that must go through."""

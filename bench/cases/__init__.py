@@ -12,6 +12,7 @@ from bench.cases import (
     minilm,
     minilm_module,
     resnet18,
+    silero,
 )
 
 CASES: dict[str, Case] = {
@@ -23,6 +24,7 @@ CASES: dict[str, Case] = {
         cifar.RESNET20,
         cifar.RESNET56,
         magika.CASE,
+        silero.CASE,
         fallback.CASE,
         calibration_time.CASE,
         calibration_memory.CASE,

@@ -78,6 +78,7 @@ class LayerInfo:
         geometry: for a convolution whose padding is known in advance.
         also: what ONNX calls the operator, where the source format has words of its own: rules match all.
         dynamic: it has kernels for activations that are quantized as they come; None: where it is linear.
+        inside: the operator in whose body it is (If, Loop or Scan): nothing is observed there.
     """
 
     name: str
@@ -91,6 +92,7 @@ class LayerInfo:
     geometry: ConvGeometry | None = None
     also: tuple[str, ...] = ()
     dynamic: bool | None = None
+    inside: str | None = None
 
     @property
     def params(self) -> int:

@@ -98,7 +98,8 @@ class BiasPlan:
 class LayerPlan:
     """One layer: what its weights, bias and activations become, or why it stays in float.
 
-    ``node`` is the name of its node in the graph.
+    ``node`` is the name of its node in the graph; ``inside`` says that it is in the body of a node. ``note`` is why its
+    activations stay in float although the recipe says otherwise.
     """
 
     name: str
@@ -108,6 +109,8 @@ class LayerPlan:
     activations: Scheme | None = None
     bias: BiasPlan | None = None
     float_reason: str | None = None
+    note: str | None = None
+    inside: bool = False
 
     @property
     def static(self) -> bool:

@@ -74,11 +74,12 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Assignment:
-    """What a recipe says of one layer."""
+    """What a recipe says of one layer; ``note``: why its activations stay in float although the rule says otherwise."""
 
     layer: LayerInfo
     weights: Scheme | None
     activations: Scheme | None
+    note: str | None = None
 
 
 def assign(recipe: Recipe, info: ModelInfo) -> tuple[Assignment, ...]:
@@ -105,7 +106,8 @@ def assign(recipe: Recipe, info: ModelInfo) -> tuple[Assignment, ...]:
     assigned = []
     for layer in info.layers:
         rule = next((r for r in recipe.rules if r.matches(layer)), Rule(match=layer.name))
-        assigned.append(Assignment(layer, rule.weights, _usable(rule.activations, layer)))
+        note = _unusable(rule.activations, layer)
+        assigned.append(Assignment(layer, rule.weights, None if note else rule.activations, note))
     _check_groups(recipe.name, assigned)
     _check_products(recipe.name, assigned)
     return tuple(assigned)
@@ -123,15 +125,25 @@ def fitted(recipe: Recipe, info: ModelInfo) -> Recipe:
     return replace(recipe, rules=tuple(kept))
 
 
-def _usable(activations: Scheme | None, layer: LayerInfo) -> Scheme | None:
-    """Activations are quantized where kernels multiply their codes; other layers get their weights in fewer bits."""
+def _unusable(activations: Scheme | None, layer: LayerInfo) -> str | None:
+    """Why a layer cannot have its activations quantized, and gets its weights in fewer bits only; None where it can.
+
+    They are where kernels multiply their codes.
+    """
     if activations is None:
         return None
+    if layer.inside is not None and not activations.dynamic:
+        return f"weights only: what it reads is not observed inside {layer.inside}"
     if activations.dynamic:
         usable = layer.kind == "linear" if layer.dynamic is None else layer.dynamic
     else:
         usable = layer.kind in ("conv", "linear", "matmul")
-    return activations if usable else None
+    if usable:
+        return None
+    if layer.kind == "embedding":
+        return "weights only: it looks them up"
+    ranges = "taken as they come" if activations.dynamic else "known in advance"
+    return f"weights only: no engine here runs such a {layer.op} on codes with ranges {ranges}"
 
 
 def _nothing_matched(recipe: str, pattern: str, layers: Iterable[LayerInfo]) -> str:
@@ -221,7 +233,7 @@ PRESETS: dict[str, Recipe] = {
                 Rule("recurrent", INT8_CHANNEL, Scheme("uint8", symmetric=False, dynamic=True)),
                 Rule("*", INT8_CHANNEL),
             ),
-            "int8 linear layers, activations quantized as they come; no data needed, closer with some",
+            "int8 linear layers and LSTM, activations quantized as they come; no data needed, closer with some",
             compensate=True,
         ),
         Recipe(

@@ -29,6 +29,7 @@ class Target:
         repeat_after_layout: an operator that only moves values is run on codes where its output is quantized
             again with its input's range; otherwise the engine moves the quantization through it by itself.
         dynamic_int8: activations quantized at run time are multiplied by int8 kernels.
+        dynamic_lstm: so are those of an LSTM.
         rounds_activations: the engine can be told to round the activations of weight-only linear layers as they come.
         weight_forms: per weight format, the form that this engine runs fastest; a format not listed gains nothing.
         wrong_odd_sums: products of compressed weights come out wrong where the sum has an odd number of terms.
@@ -53,6 +54,7 @@ class Target:
     weight_forms: tuple[tuple[str, WeightForm], ...]
     wrong_odd_sums: bool = False
     constant_recurrent: bool = False
+    dynamic_lstm: bool = False
     saturates: bool = False
     codes_throughout: bool = False
     integer_only: bool = False
@@ -79,6 +81,10 @@ class Target:
         if recipe.io != "float" and not (recipe.needs_data and self.codes_throughout):
             return f"inputs and outputs in {recipe.io} need activations in codes: w8a8 or w8a16, for LiteRT"
         return None
+
+    def takes_dynamic(self, op: str) -> bool:
+        """Whether int8 kernels multiply activations of that operator, quantized as they come."""
+        return self.dynamic_lstm if op == "LSTM" else self.dynamic_int8
 
     def weight_form(self, qtype: str, terms: int | None = None, recurrent: bool = False) -> WeightForm | None:
         """The form for weights of that format; None where this engine has none worth writing.

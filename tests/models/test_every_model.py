@@ -20,7 +20,7 @@ LEAST_DB = {
 """What each preset must keep of weights drawn from a normal distribution."""
 
 
-CHAINS = ("gemm", "gemm_scaled", "shared", "transposed", "names_taken", "linear", "fixed_batch")
+CHAINS = ("gemm", "gemm_scaled", "shared", "transposed", "names_taken", "linear", "fixed_batch", "functions")
 """Int8 products of few rows one after the other, which OpenVINO 2026.4 gets wrong where the shape is fixed."""
 
 

@@ -1,9 +1,8 @@
 """The same models in other forms of file: opsets, weights as inputs or Constant nodes, external data, branches."""
 
-import numpy as np
 import onnx
 import pytest
-from onnx import numpy_helper, version_converter
+from onnx import version_converter
 
 from fewbits.measure.size import artifact_bytes
 from fewbits.models.model import open_model
@@ -140,61 +139,3 @@ def test_the_same_bytes_every_time(tmp_path, preset):
         files = write_files(path, MODELS["conv_bn"].samples(32), preset, tmp_path / run)
         written.append([one.path.read_bytes() for one in files.written])
     assert written[0] == written[1]
-
-
-@pytest.mark.parametrize("kind", ["If", "Loop"])
-def test_layers_inside_branches_stay_as_they_are(tmp_path, kind):
-    """A weight inside a subgraph is not reached; the layers outside are, and the model still runs."""
-    helper = onnx.helper
-    rng = np.random.default_rng(0)
-    inner = numpy_helper.from_array((rng.standard_normal((64, 64)) / 8).astype(np.float32), "inner_w")
-    outer = numpy_helper.from_array((rng.standard_normal((64, 64)) / 8).astype(np.float32), "outer_w")
-    float_type = onnx.TensorProto.FLOAT
-    body_output = helper.make_tensor_value_info("body_y", float_type, ["N", 64])
-    if kind == "If":
-        then = helper.make_graph(
-            [helper.make_node("MatMul", ["h", "inner_w"], ["body_y"])], "then", [], [body_output]
-        )
-        other = helper.make_graph(
-            [helper.make_node("Identity", ["h"], ["body_y"])], "else", [], [body_output]
-        )
-        nodes = [
-            helper.make_node("ReduceSum", ["x"], ["total"], keepdims=0),
-            helper.make_node("Greater", ["total", "zero"], ["positive"]),
-            helper.make_node("MatMul", ["x", "outer_w"], ["h"]),
-            helper.make_node("If", ["positive"], ["y"], then_branch=then, else_branch=other),
-        ]
-        more = [numpy_helper.from_array(np.float32(0), "zero")]
-    else:
-        body = helper.make_graph(
-            [
-                helper.make_node("MatMul", ["state", "inner_w"], ["body_y"]),
-                helper.make_node("Identity", ["go"], ["go_on"]),
-            ],
-            "body",
-            [
-                helper.make_tensor_value_info("i", onnx.TensorProto.INT64, []),
-                helper.make_tensor_value_info("go", onnx.TensorProto.BOOL, []),
-                helper.make_tensor_value_info("state", float_type, ["N", 64]),
-            ],
-            [helper.make_tensor_value_info("go_on", onnx.TensorProto.BOOL, []), body_output],
-        )
-        nodes = [
-            helper.make_node("MatMul", ["x", "outer_w"], ["h"]),
-            helper.make_node("Loop", ["times", "", "h"], ["y"], body=body),
-        ]
-        more = [numpy_helper.from_array(np.int64(2), "times")]
-    x, y = (helper.make_tensor_value_info(name, float_type, ["N", 64]) for name in "xy")
-    graph = helper.make_graph(nodes, "g", [x], [y], [inner, outer, *more])
-    onnx.save(
-        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8),
-        tmp_path / "model.onnx",
-    )
-    feeds = {"x": rng.standard_normal((16, 64)).astype(np.float32)}
-    files = write_files(tmp_path / "model.onnx", feeds, "w8", tmp_path, "onnxruntime")
-    assert [layer.name for layer in files.run.model.info.layers] == [
-        "MatMul_0" if kind == "Loop" else "MatMul_2"
-    ]
-    expected = files.float_outputs(feeds)
-    for one in files.candidates:
-        assert sqnr_db(expected, files.session(one).run(feeds)) > 36

@@ -2,19 +2,12 @@
 
 import itertools
 import json
-import wave
 
 import numpy as np
 import onnx
 import pytest
 
-import fewbits as fb
-from fewbits.candidates import drafts, resolve
-from fewbits.decide import decide
-from fewbits.engines.cpu import cpu
-from fewbits.engines.engine import EngineSettings, get
-from fewbits.engines.onnxruntime_engine import literal_session
-from fewbits.errors import InputError
+from fewbits.engines.engine import EngineSettings
 from fewbits.measure.size import artifact_bytes
 from fewbits.models.model import open_model
 from tests.stages import sqnr_db, write_files
@@ -126,46 +119,6 @@ def test_resnet20_w8a8(shared_data, tmp_path):
         assert (logits.argmax(axis=1) == labels).mean() > right - 0.03
     names = [layer.name for layer in files.run.model.info.layers]
     assert "layer2.0.conv1" in names
-
-
-def test_silero_w8(shared_data, tmp_path):
-    """A detector of speech. Its convolutions are reached; the LSTM's weights, put together in the graph, are not."""
-    path = file(shared_data, "silero_vad_16k.onnx")
-    model = open_model(path)
-    assert [layer.name for layer in model.info.layers][1:3] == [
-        "model.encoder.0.reparam_conv",
-        "model.encoder.1.reparam_conv",
-    ]
-    engines = {"onnxruntime": get("onnxruntime")}  # OpenVINO 2026.4 cannot read the original either
-    (draft,), _ = drafts(resolve("w8", ()), model.info, engines, cpu(), False)
-    plan = decide(
-        draft.recipe,
-        draft.assigned,
-        model.place(draft.assigned, draft.target),
-        None,
-        draft.target,
-        model.weight,
-    )
-    model.write(plan, tmp_path / "w8.onnx")
-    model.read_back(tmp_path / "w8.onnx", plan)
-    assert artifact_bytes(tmp_path / "w8.onnx") < 0.62 * artifact_bytes(path)
-    with wave.open(str(file(shared_data, "speech_16k.wav"))) as speech:
-        samples = np.frombuffer(speech.readframes(speech.getnframes()), np.int16).astype(np.float32) / 2**15
-    sessions = [literal_session(path, 1), get("onnxruntime").compile(tmp_path / "w8.onnx", ORT)]
-    states = [np.zeros((2, 1, 128), np.float32)] * 2
-    spoken = []
-    for start in range(0, 300 * 512, 512):
-        window = np.concatenate([np.zeros(64, np.float32), samples])[start : start + 576]
-        answers = []
-        for i, session in enumerate(sessions):
-            answer = session.run({"input": window[None], "state": states[i], "sr": np.array(16000)})
-            states[i] = answer["stateN"]
-            answers.append(float(answer["output"][0, 0]))
-        spoken.append(answers)
-    before, after = np.array(spoken).T
-    assert before.max() > 0.9
-    assert ((before > 0.5) == (after > 0.5)).mean() > 0.97
-    assert np.abs(before - after).mean() < 0.03
 
 
 def test_silero_without_data_is_refused_in_one_line(shared_data):

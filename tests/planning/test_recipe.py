@@ -1,6 +1,7 @@
 """Recipes: TOML there and back, the first rule that matches wins, and what is refused."""
 
 import fnmatch
+from dataclasses import replace
 
 import pytest
 from hypothesis import example, given, settings
@@ -185,7 +186,9 @@ def test_a_name_with_brackets_is_itself():
         (layer("conv", "Conv"), True, False),
         (layer("fc", "Gemm"), True, True),
         (layer("table", "Gather"), False, False),
-        (layer("lstm", "LSTM"), False, False),
+        (replace(layer("lstm", "LSTM"), dynamic=True), False, True),
+        (layer("gru", "GRU"), False, False),
+        (replace(layer("within", "MatMul"), inside="Loop"), False, True),
         (layer("left", "MatMul", kind="product"), False, False),
         (product("scores"), True, False),
     ],
@@ -195,6 +198,7 @@ def test_activations_are_quantized_where_kernels_multiply_codes(one, static, as_
         (a,) = assign(Recipe("mine", (Rule("*", INT8, scheme),)), info(one))
         assert (a.activations == scheme) == wanted
         assert wanted or a.activations is None
+        assert (a.note is None) == wanted
 
 
 @pytest.mark.parametrize(

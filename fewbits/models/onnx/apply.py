@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fewbits.models.onnx.bodies import all_nodes, outer_nodes
 from fewbits.models.onnx.encode import Encoder, gather_rows, narrow
 from fewbits.models.onnx.names import stems
 from fewbits.planning.plan import ActivationPlan, LayerPlan, Plan
@@ -36,13 +37,13 @@ def _rewritten(folded: ir.Model, plan: Plan, write_layer: LayerWriter) -> ir.Mod
     import onnx_ir.passes.common as passes
 
     model = folded.clone()
-    nodes = {node.name: node for node in model.graph}
+    nodes = {node.name: node for node in all_nodes(model.graph)}
     encoder, names = Encoder(model.graph), stems(plan)
     for layer in plan.layers:
         if layer.weights:
             write_layer(encoder, plan, layer, nodes[layer.node], names)
     for activation in plan.activations:
-        _write_activation(encoder, activation, nodes)
+        _write_activation(encoder, activation, nodes, outer_nodes(model.graph))
     model.graph.sort()
     passes.RemoveUnusedNodesPass()(model)
     return model
@@ -53,8 +54,9 @@ def _write_codes(encoder: Encoder, plan: Plan, layer: LayerPlan, node: ir.Node, 
         stem = names[layer.node, layer.weights[0].name]
         _replace_result(node, gather_rows(encoder, stem, layer.weights[0], node))
         return
-    if layer.dynamic and plan.target.dynamic_int8:
-        _write_dynamic(encoder, layer, node, names)
+    if layer.dynamic:
+        write = _write_dynamic_lstm if layer.op == "LSTM" else _write_dynamic
+        write(encoder, layer, node, names)
         return
     for weight in layer.weights:
         index = next(i for i, v in enumerate(node.inputs) if v is not None and v.name == weight.name)
@@ -74,6 +76,13 @@ def _write_dynamic(encoder: Encoder, layer: LayerPlan, node: ir.Node, names: Ste
     _replace_result(node, result)
 
 
+def _write_dynamic_lstm(encoder: Encoder, layer: LayerPlan, node: ir.Node, names: Stems) -> None:
+    weights = [(names[layer.node, weight.name], weight) for weight in layer.weights]
+    for old, new in zip(node.outputs, encoder.dynamic_lstm(weights, node).outputs, strict=True):
+        if old.name:
+            _replace(old, new)
+
+
 def _write_numbers(encoder: Encoder, plan: Plan, layer: LayerPlan, node: ir.Node, names: Stems) -> None:
     for weight in layer.weights:
         values = (
@@ -83,7 +92,7 @@ def _write_numbers(encoder: Encoder, plan: Plan, layer: LayerPlan, node: ir.Node
         )
         index = next(i for i, v in enumerate(node.inputs) if v is not None and v.name == weight.name)
         node.replace_input_with(index, encoder.constant(f"{weight.name}_of_{layer.node}_numbers", values))
-    if layer.dynamic and plan.target.dynamic_int8:
+    if layer.dynamic:
         value = node.inputs[0]
         assert value is not None
         node.replace_input_with(0, encoder.dynamic_round_trip(value, node))
@@ -119,7 +128,10 @@ def _bias_input(layer: LayerPlan, node: ir.Node) -> tuple[ir.Node, int]:
 
 def _replace_result(node: ir.Node, value: ir.Value) -> None:
     """Everything that read the node's result reads ``value``; a model's output keeps its name."""
-    old = node.outputs[0]
+    _replace(node.outputs[0], value)
+
+
+def _replace(old: ir.Value, value: ir.Value) -> None:
     name = old.name
     is_output = old.is_graph_output()
     old.replace_all_uses_with(value, replace_graph_outputs=True)
@@ -128,10 +140,18 @@ def _replace_result(node: ir.Node, value: ir.Value) -> None:
         value.name = name
 
 
-def _write_activation(encoder: Encoder, plan: ActivationPlan, nodes: dict[str | None, ir.Node]) -> None:
+def _write_activation(
+    encoder: Encoder,
+    plan: ActivationPlan,
+    nodes: Mapping[str | None, ir.Node],
+    outer: Mapping[ir.Graph, ir.Node],
+) -> None:
     readers = [nodes[edge.node] for edge in plan.site.readers]
     value = readers[0].inputs[plan.site.readers[0].index]
     assert value is not None
-    result = encoder.activation(plan, value, readers[0])
+    before = readers[0]
+    while before.graph is not encoder.graph:  # branches may read it too; they see what is outside
+        before = outer[before.graph]  # type: ignore[index]
+    result = encoder.activation(plan, value, before)
     for edge, reader in zip(plan.site.readers, readers, strict=True):
         reader.replace_input_with(edge.index, result)

@@ -23,6 +23,7 @@ READ_CODES = frozenset(
         "QGemm",
         "MatMulNBits",
         "DynamicQuantizeMatMul",
+        "DynamicQuantizeLSTM",
         "MatMulIntegerToFloat",
         "GatherBlockQuantized",
     )

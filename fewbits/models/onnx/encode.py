@@ -30,9 +30,15 @@ ONNX_TYPES = {
 }
 """Our formats in ONNX's words."""
 
+MICROSOFT = "com.microsoft"
+"""The domain of ONNX Runtime's contributed operators."""
+
 
 class Encoder:
-    """Adds constants and nodes to one graph.
+    """Adds constants to a graph, and nodes to it and to the bodies inside it.
+
+    A body reads the graph's constants, but brings them back by nodes of its own: OpenVINO reads no Scan otherwise
+    (2026.4), and folds or keeps them there as well as outside.
 
     Their names derive from the tensor's. What is asked for by the same name again is the same value: names stand for
     one meaning each, and never for a tensor that the graph had before.
@@ -41,21 +47,24 @@ class Encoder:
     def __init__(self, graph: ir.Graph) -> None:
         self.graph = graph
         self._names = Names(graph)
-        self._made: dict[str, ir.Value] = {}
-        self._dynamic: dict[ir.Value, tuple[ir.Value, ir.Value, ir.Value]] = {}
+        self._constants: dict[str, ir.Value] = {}
+        self._made: dict[tuple[str, ir.Graph], ir.Value] = {}
+        self._dynamic: dict[tuple[ir.Value, ir.Graph], tuple[ir.Value, ir.Value, ir.Value]] = {}
 
-    def constant(self, name: str, array: np.ndarray, qtype: str | None = None) -> ir.Value:
-        """An initializer of that name; ``qtype`` for formats that numpy lacks."""
+    def constant(
+        self, name: str, array: np.ndarray, qtype: str | None = None, graph: ir.Graph | None = None
+    ) -> ir.Value:
+        """An initializer of that name, of the graph or of a body; ``qtype`` for formats that numpy lacks."""
         import onnx_ir as ir
 
         name = self._names(name)
-        if name in self._made:
-            return self._made[name]
+        if name in self._constants:
+            return self._constants[name]
         dtype = ir.DataType[ONNX_TYPES[qtype]] if qtype else ir.DataType.from_numpy(array.dtype)
         tensor = ir.Tensor(array, dtype=dtype, shape=ir.Shape(array.shape), name=name)
         value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(dtype), const_value=tensor)
-        self.graph.register_initializer(value)
-        self._made[name] = value
+        (graph or self.graph).register_initializer(value)
+        self._constants[name] = value
         return value
 
     def node(
@@ -74,16 +83,19 @@ class Encoder:
         """
         import onnx_ir as ir
 
-        name = self._names(name)
-        if name in self._made:
-            return self._made[name]
+        graph = before.graph
+        assert graph is not None
+        key = (self._names(name), graph)
+        if key in self._made:
+            return self._made[key]
+        name = key[0] if graph is self.graph else self._names(f"{name}_for_{before.name}")
         given = {key: value for key, value in attributes.items() if value is not None}
         kind = ir.TensorType(ir.DataType[ONNX_TYPES[qtype]]) if qtype else like.type
         result = ir.Value(name=name, shape=like.shape, type=kind)
-        self.graph.insert_before(
+        graph.insert_before(
             before, ir.node(op, inputs, attributes=given, outputs=[result], name=f"{name}_{op}")
         )
-        self._made[name] = result
+        self._made[key] = result
         return result
 
     def activation(self, plan: ActivationPlan, value: ir.Value, before: ir.Node) -> ir.Value:
@@ -152,11 +164,49 @@ class Encoder:
         both = self.node("Mul", [scale, step], node, f"{name}_step", step)
         return self.node("Mul", [wide, both], node, f"{name}_f32", like)
 
+    def dynamic_lstm(self, weights: list[tuple[str, WeightPlan]], node: ir.Node) -> ir.Node:
+        """The node as one that quantizes what it reads, and its own state, as they come; weights with their stems.
+
+        Source: ``DynamicQuantizeLSTM`` of ONNX Runtime's contributed operators.
+        """
+        import onnx_ir as ir
+
+        parameters: list[ir.Value | None] = []
+        codes: list[ir.Value | None] = []
+        for stem, plan in weights:
+            q = plan.codes
+            assert q is not None and q.scale is not None
+            turned = q.codes.numpy().swapaxes(1, 2).copy()
+            scale = each_direction(q.scale.numpy(), turned)
+            zeros = np.zeros(scale.shape, turned.dtype)
+            codes.append(self.constant(f"{stem}_codes_turned", turned, q.qtype.name))
+            parameters.append(self.constant(f"{stem}_scale_each", scale))
+            parameters.append(self.constant(f"{stem}_zero_each", zeros, q.qtype.name))
+        rest = [*node.inputs[3:], *[None] * (8 - len(node.inputs))]
+        outputs = [
+            ir.Value(name=f"{v.name}_f32" if v.name else "", type=v.type, shape=v.shape) for v in node.outputs
+        ]
+        made = ir.node(
+            "DynamicQuantizeLSTM",
+            [node.inputs[0], *codes, *rest, *parameters],
+            attributes=node.attributes,
+            domain=MICROSOFT,
+            outputs=outputs,
+            name=f"{node.name}_dynamic",
+        )
+        assert node.graph is not None
+        node.graph.insert_before(node, made)
+        self.graph.opset_imports[MICROSOFT] = 1
+        return made
+
     def _quantize_dynamically(self, value: ir.Value, before: ir.Node) -> tuple[ir.Value, ir.Value, ir.Value]:
         import onnx_ir as ir
 
-        if value not in self._dynamic:
+        graph = before.graph
+        assert graph is not None
+        if (value, graph) not in self._dynamic:
             name = value.name or ""
+            name = name if graph is self.graph else f"{name}_for_{before.name}"
             kinds = [
                 ("quantized", "UINT8", value.shape),
                 ("scale", "FLOAT", ir.Shape([])),
@@ -166,11 +216,11 @@ class Encoder:
                 ir.Value(name=f"{name}_dynamic_{what}", type=ir.TensorType(ir.DataType[kind]), shape=shape)
                 for what, kind, shape in kinds
             ]
-            self.graph.insert_before(
+            graph.insert_before(
                 before, ir.node("DynamicQuantizeLinear", [value], outputs=outputs, name=f"{name}_dynamic")
             )
-            self._dynamic[value] = (outputs[0], outputs[1], outputs[2])
-        return self._dynamic[value]
+            self._dynamic[value, graph] = (outputs[0], outputs[1], outputs[2])
+        return self._dynamic[value, graph]
 
     def dynamic_round_trip(self, value: ir.Value, before: ir.Node) -> ir.Value:
         """``value`` quantized as it comes and brought back, literally."""
@@ -181,15 +231,15 @@ class Encoder:
 
     def _dequantize(self, name: str, q: QTensor, before: ir.Node, like: ir.Value) -> ir.Value:
         inputs = [
-            self.constant(f"{name}_codes", q.codes.numpy(), q.qtype.name),
-            self.constant(f"{name}_scale", _parameter(name, q, _scale(name, q))),
+            self.constant(f"{name}_codes", q.codes.numpy(), q.qtype.name, before.graph),
+            self.constant(f"{name}_scale", _parameter(name, q, _scale(name, q)), graph=before.graph),
         ]
         if q.zero_point is not None:
             zero_point = _parameter(name, q, q.zero_point).astype(q.codes.numpy().dtype)
-            inputs.append(self.constant(f"{name}_zero_point", zero_point, q.qtype.name))
+            inputs.append(self.constant(f"{name}_zero_point", zero_point, q.qtype.name, before.graph))
         elif before.op_type == "Gemm" and q.group_size is None:  # ONNX Runtime's QGemm wants one to be there
             zeros = np.zeros(q.scale.shape if q.scale is not None else (), q.codes.numpy().dtype)
-            inputs.append(self.constant(f"{name}_zero_point", zeros, q.qtype.name))
+            inputs.append(self.constant(f"{name}_zero_point", zeros, q.qtype.name, before.graph))
         axis = q.channel_axis
         if q.group_size is not None:
             axis = _group_axis(name, q)
@@ -218,6 +268,11 @@ class Encoder:
             f"{name}_f32",
             like,
         )
+
+
+def each_direction(scale: np.ndarray, codes: np.ndarray) -> np.ndarray:
+    """The scales of a recurrent layer's channels for each of its directions: [directions, channels]."""
+    return np.broadcast_to(scale, (codes.shape[0], codes.shape[2])).astype(np.float32)
 
 
 def narrow(plan: WeightPlan) -> np.ndarray:

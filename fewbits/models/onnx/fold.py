@@ -6,15 +6,16 @@ What narrow floats would ruin is written so that they do not (see ``variance``).
 from __future__ import annotations
 
 import contextlib
-import logging
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from fewbits.errors import InputError
+from fewbits.models.onnx.arrange import arranged
 from fewbits.models.onnx.bias import bias_into_gemm
+from fewbits.models.onnx.bodies import all_graphs, inside, lift_weights, make_names_unique
 from fewbits.models.onnx.codes import brings_back
 from fewbits.models.onnx.constants import constant
 from fewbits.models.onnx.opset import raise_opset
+from fewbits.models.onnx.quiet import quiet
 from fewbits.models.onnx.variance import two_pass_variance
 
 if TYPE_CHECKING:
@@ -28,8 +29,8 @@ OUTPUT_LIMIT = 1 << 18  # elements; larger constants computed from small ones wo
 def fold(model: ir.Model) -> ir.Model:
     """A copy in which constants are initializers, functions inlined, and batch norm part of its convolution.
 
-    Inputs and outputs keep their names, dtypes and order. Weights are shared with the original, not copied,
-    unless folding changes them.
+    Names are unique in the graph and all that its nodes run inside. Inputs and outputs keep their names, dtypes and
+    order. Weights are shared with the original, not copied, unless folding changes them.
     """
     import onnx_ir.passes.common as passes
     from onnxscript.optimizer import fold_constants
@@ -43,7 +44,7 @@ def fold(model: ir.Model) -> ir.Model:
             raise_opset(copy, RAISED_OPSET)
     passes.InlinePass()(copy)
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(copy)
-    with _quiet("onnxscript"):  # what it cannot compute stays as it is
+    with quiet("onnxscript"):  # what it cannot compute stays as it is
         fold_constants(copy, should_fold=_should_fold, output_size_limit=OUTPUT_LIMIT)
     batch_norm = [
         rules.fuse_batchnorm_into_conv_rule,
@@ -57,27 +58,23 @@ def fold(model: ir.Model) -> ir.Model:
         passes.IdentityEliminationPass()(copy)
     passes.RemoveUnusedNodesPass()(copy)
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(copy)
-    for node in copy.graph:
-        if node.op_type == "Gemm":
-            _plain_gemm(copy.graph, node)
+    copy = copy.clone()  # without readers in branches that are never taken, which are gone
+    for graph in all_graphs(copy.graph):
+        for node in graph:
+            if node.op_type == "Gemm":
+                _plain_gemm(graph, node)
+    make_names_unique(copy.graph)
+    if inside(copy.graph):
+        lift_weights(copy.graph)
+        passes.DeduplicateHashedInitializersPass()(copy)
+    copy = arranged(copy)
     passes.ShapeInferencePass()(copy)
-    if two_pass_variance(copy.graph):
+    if sum(map(two_pass_variance, all_graphs(copy.graph))):
         passes.RemoveUnusedNodesPass()(copy)
         passes.ShapeInferencePass()(copy)
     bias_into_gemm(copy.graph)
-    _name_nodes(copy.graph)
+    make_names_unique(copy.graph)
     return copy
-
-
-@contextlib.contextmanager
-def _quiet(name: str) -> Iterator[None]:
-    logger = logging.getLogger(name)
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 def _should_fold(node: ir.Node) -> bool | None:
@@ -140,14 +137,3 @@ def _times(graph: ir.Graph, node: ir.Node, value: ir.Value, factor: float) -> ir
     result = ir.Value(name=name, type=value.type, shape=value.shape)
     graph.insert_before(node, ir.node("Mul", [value, scalar], outputs=[result]))
     return result
-
-
-def _name_nodes(graph: ir.Graph) -> None:
-    """Every node gets a name of its own, since plans refer to nodes by name."""
-    taken: set[str] = set()
-    for index, node in enumerate(graph):
-        name = node.name or f"{node.op_type}_{index}"
-        while name in taken:
-            name = f"{name}_{index}"
-        node.name = name
-        taken.add(name)

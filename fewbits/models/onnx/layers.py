@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fewbits.errors import InputError
+from fewbits.models.onnx.bodies import all_nodes, outer_nodes
 from fewbits.models.onnx.codes import from_codes
 from fewbits.planning.model_info import ConvGeometry, LayerInfo, LayerKind, WeightInfo
 
@@ -23,35 +25,38 @@ FLOAT = "FLOAT"
 
 
 def find_layers(path: Path, graph: ir.Graph) -> tuple[LayerInfo, ...]:
-    """The layers of the main graph, in its order, with readable names that are unique.
+    """The layers of the graph and of what its nodes run inside, in order, with readable names that are unique.
 
     Raises:
         InputError: a layer's weight or bias holds NaN or Inf (the tensor and the first index are named).
     """
     found = []
     taken: set[str] = set()
-    for node in graph:
+    outer = outer_nodes(graph)
+    for node in all_nodes(graph):
         layer = _layer(node)
         if layer is None:
             continue
+        if (runs := outer.get(node.graph)) is not None:  # type: ignore[arg-type]
+            layer = replace(layer, inside=runs.op_type)
         name, number = layer.name, 2
         while name in taken:
             name, number = f"{layer.name}#{number}", number + 1
         taken.add(name)
-        found.append(LayerInfo(**{**vars(layer), "name": name}))
+        found.append(replace(layer, name=name))
         for value in node.inputs:
             if value is not None and value.const_value is not None:
                 _check_finite(path, value)
     return tuple(found)
 
 
-def check_weights(path: Path, graph: ir.Graph) -> None:
+def check_weights(path: Path, graph: ir.Graph | ir.Function) -> None:
     """Look for NaN and Inf in a graph as it was read: folding would carry them into tensors of other names.
 
     Raises:
         InputError: a constant of a layer or a batch norm holds one (the tensor and the first index are named).
     """
-    for node in graph:
+    for node in all_nodes(graph):
         if node.op_type in CHECKED:
             for value in node.inputs:
                 if value is not None and value.const_value is not None:
@@ -83,6 +88,7 @@ def _layer(node: ir.Node) -> LayerInfo | None:
         ),
         output=output,
         geometry=_geometry(node, weights),
+        dynamic=node.op_type == "LSTM" if kind == "recurrent" else None,
     )
 
 
@@ -135,7 +141,7 @@ def _bias(node: ir.Node) -> str | None:
         candidates = list(node.inputs[2:3])
     elif node.op_type == "MatMul" and len(node.outputs[0].uses()) == 1:
         reader = next(iter(node.outputs[0].uses())).node
-        candidates = list(reader.inputs) if reader.op_type == "Add" else []
+        candidates = list(reader.inputs) if reader.op_type == "Add" and reader.graph is node.graph else []
     else:
         candidates = []
     for value in candidates:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fewbits.errors import InputError
+from fewbits.models.onnx.bodies import all_graphs, all_nodes, inside
 from fewbits.planning.model_info import Dim, TensorInfo
 
 if TYPE_CHECKING:
@@ -90,20 +92,34 @@ def refuse_pickle(path: Path) -> None:
         )
 
 
-def initializers(model: ir.Model) -> dict[str, ir.Value]:
-    """Constant tensors of the main graph and of every subgraph, by name."""
-    found = dict(model.graph.initializers)
-    for graph in model.graph.subgraphs():
-        found.update(graph.initializers)
-    return found
+def initializers(model: ir.Model) -> Iterator[ir.Value]:
+    """Named constant tensors of the main graph and of every body inside it, or inside a function."""
+    for graph in (*all_graphs(model.graph), *(body for f in model.functions.values() for body in inside(f))):
+        yield from graph.initializers.values()
+
+
+def constants(model: ir.Model) -> Iterator[ir.TensorProtocol]:
+    """Every constant tensor of a model: initializers and what Constant nodes hold, wherever they are."""
+    for value in initializers(model):
+        if value.const_value is not None:
+            yield value.const_value
+    for graph in graph_and_functions(model):
+        for node in all_nodes(graph):
+            if node.op_type == "Constant" and "value" in node.attributes:
+                yield node.attributes["value"].as_tensor()
+
+
+def graph_and_functions(model: ir.Model) -> list[ir.Graph | ir.Function]:
+    """The main graph, and the functions that nodes may call."""
+    return [model.graph, *model.functions.values()]
 
 
 def _external_files(path: Path, model: ir.Model) -> tuple[Path, ...]:
     import onnx_ir as ir
 
     files: set[Path] = set()
-    for name, value in initializers(model).items():
-        tensor = value.const_value
+    for value in initializers(model):
+        name, tensor = value.name, value.const_value
         if isinstance(tensor, ir.ExternalTensor):
             file = Path(tensor.path)
             needed = (tensor.offset or 0) + (tensor.length or 0)

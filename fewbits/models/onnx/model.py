@@ -11,10 +11,11 @@ import numpy as np
 
 from fewbits.models.model import Wanted
 from fewbits.models.onnx.apply import apply, spell_out
+from fewbits.models.onnx.bodies import all_nodes
 from fewbits.models.onnx.codes import count_layers_in_codes
 from fewbits.models.onnx.fold import fold
 from fewbits.models.onnx.layers import check_weights, find_layers
-from fewbits.models.onnx.load import OnnxSource, initializers, load
+from fewbits.models.onnx.load import OnnxSource, constants, graph_and_functions, load
 from fewbits.models.onnx.place import place
 from fewbits.models.onnx.verify import bytes_by_dtype, read_back
 from fewbits.models.onnx.write import write
@@ -36,7 +37,7 @@ class OnnxModel:
         layers = find_layers(source.path, folded.graph)
         self.source, self.folded = source, folded
         self.path = source.path
-        in_codes = count_layers_in_codes(folded.graph)
+        in_codes = count_layers_in_codes(all_nodes(folded.graph))
         self.info = ModelInfo(source.inputs, source.outputs, layers, in_codes)
         self.sha256, self.size_bytes = source.sha256, source.size_bytes
         self.artifact_name = f"{source.path.stem}.onnx"
@@ -45,9 +46,7 @@ class OnnxModel:
     @property
     def params(self) -> int:
         """Number of elements in all constants."""
-        return sum(
-            v.const_value.size for v in initializers(self.source.model).values() if v.const_value is not None
-        )
+        return sum(tensor.size for tensor in constants(self.source.model))
 
     def weight(self, name: str) -> np.ndarray:
         """A constant of the folded model, by name, as stored."""
@@ -62,7 +61,11 @@ class OnnxModel:
     def wanted(self, assigned: Iterable[Assignment], target: Target) -> Wanted:
         """Ranges of every site, and examples of what integer weights meet."""
         assigned = tuple(assigned)
-        rounded = [a.layer for a in assigned if a.weights is not None and not a.weights.is_float]
+        rounded = [
+            a.layer
+            for a in assigned
+            if a.weights is not None and not a.weights.is_float and a.layer.inside is None
+        ]
         rows = {layer.inputs[0] for layer in rounded if layer.kind == "linear"}
         samples = {layer.inputs[0] for layer in rounded if layer.kind == "conv"}
         ranges = (site.range_of for site in self.place(assigned, target).sites)
@@ -92,7 +95,7 @@ class OnnxModel:
 
     def operators(self) -> Mapping[str, int]:
         """How often each operator occurs in the folded graph, the most frequent first."""
-        return dict(Counter(node.op_type for node in self.folded.graph).most_common())
+        return dict(Counter(node.op_type for node in all_nodes(self.folded.graph)).most_common())
 
     def layer_outputs(self, path: Path, tapped: Path) -> Mapping[str, str]:
         """Write a written file with its layers' outputs as further outputs; their names in it, by layer."""
@@ -113,7 +116,8 @@ class OnnxModel:
 def open_onnx(path: Path) -> OnnxModel:
     """Read an ``.onnx`` file. Raises InputError as :func:`fewbits.models.onnx.load.load` does, and for NaN weights."""
     source = load(path)
-    check_weights(path, source.model.graph)
+    for graph in graph_and_functions(source.model):
+        check_weights(path, graph)
     return OnnxModel(source, fold(source.model))
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fewbits.models.onnx.bodies import all_graphs, all_nodes
 from fewbits.planning.plan import Plan, WeightPlan
 
 if TYPE_CHECKING:
@@ -16,10 +17,10 @@ class Names:
     """Names that a graph does not have yet: the one asked for, with underscores behind it where it is taken."""
 
     def __init__(self, graph: ir.Graph) -> None:
-        import onnx_ir as ir
-
-        inside = [value for node in ir.traversal.RecursiveGraphIterator(graph) for value in node.outputs]
-        self._taken = {value.name for value in (*graph.inputs, *graph.initializers.values(), *inside)}
+        values = [value for node in all_nodes(graph) for value in node.outputs]
+        for one in all_graphs(graph):
+            values += [*one.inputs, *one.initializers.values()]
+        self._taken = {value.name for value in values}
 
     def __call__(self, name: str) -> str:
         """The same for the same question, whenever it is asked."""
@@ -37,7 +38,9 @@ def stems(plan: Plan) -> dict[tuple[str, str], str]:
     found = {}
     for layer in plan.layers:
         for weight in layer.weights:
-            shared = _same(first.setdefault(weight.name, weight), weight)
+            # Blocks of codes are a body's own: ONNX Runtime finds none of the graph's around it (1.31).
+            apart = layer.inside and plan.form(layer, weight) == "dequantize"
+            shared = not apart and _same(first.setdefault(weight.name, weight), weight)
             found[layer.node, weight.name] = weight.name if shared else f"{weight.name}_of_{layer.node}"
     return found
 

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fewbits.errors import VerificationError
-from fewbits.models.onnx.encode import ONNX_TYPES, narrow
+from fewbits.models.onnx.bodies import all_graphs
+from fewbits.models.onnx.encode import ONNX_TYPES, each_direction, narrow
+from fewbits.models.onnx.load import constants
 from fewbits.models.onnx.names import Names, stems
 from fewbits.planning.model_info import ModelInfo
 from fewbits.planning.plan import BiasPlan, Plan, WeightPlan
@@ -51,8 +53,9 @@ def read_back(path: Path, plan: Plan, info: ModelInfo, folded: ir.Graph) -> dict
         stored.expect(ONNX_TYPES[activation.qtype], {f"{name}_zero_point": zero_point})
         if activation.smoothing is not None:
             stored.expect("FLOAT", {f"{name}_smoothing": (1 / activation.smoothing).astype(np.float32)})
-    for name, value in folded.initializers.items():
-        stored.expect_unchanged(name, value)
+    for one in all_graphs(folded):
+        for name, value in one.initializers.items():
+            stored.expect_unchanged(name, value)
     for kind, wanted, got in (
         ("inputs", info.inputs, model.graph.inputs),
         ("outputs", info.outputs, model.graph.outputs),
@@ -67,10 +70,9 @@ class _Stored:
     """The constants of a written file, asked for by the names that were wanted for them."""
 
     def __init__(self, path: Path, graph: ir.Graph, names: Names) -> None:
-        found = {name: value.const_value for name, value in graph.initializers.items()}
-        self.readers = {
-            name: [use.node for use in value.uses()] for name, value in graph.initializers.items()
-        }
+        initializers = {name: value for one in all_graphs(graph) for name, value in one.initializers.items()}
+        found = {name: value.const_value for name, value in initializers.items()}
+        self.readers = {name: [use.node for use in value.uses()] for name, value in initializers.items()}
         self.path, self.names = path, names
         self.constants = {name: tensor for name, tensor in found.items() if tensor is not None}
 
@@ -134,7 +136,8 @@ def _expect_weight(stored: _Stored, stem: str, weight: WeightPlan) -> None:
     dtype = ONNX_TYPES[q.qtype.name]
     codes = q.codes.numpy()
     grouped, axis = q.group_size is not None, q.channel_axis
-    stored.expect(dtype, {f"{stem}_codes": codes, f"{stem}_codes_turned": codes.T})
+    turned = codes.swapaxes(-1, -2)
+    stored.expect(dtype, {f"{stem}_codes": codes, f"{stem}_codes_turned": turned})
 
     def as_operand(parameter: np.ndarray) -> np.ndarray:
         """In the shape that DequantizeLinear takes: along the axis of the codes that it belongs to."""
@@ -147,7 +150,12 @@ def _expect_weight(stored: _Stored, stem: str, weight: WeightPlan) -> None:
         )
 
     scale = q.scale.numpy()
-    stored.expect("FLOAT", {f"{stem}_scale": as_operand(scale), f"{stem}_step": spread(scale)})
+    scales = {f"{stem}_scale": as_operand(scale), f"{stem}_step": spread(scale)}
+    if f"{stem}_scale_each" in stored:
+        each = each_direction(scale, turned)
+        scales[f"{stem}_scale_each"] = each
+        stored.expect(dtype, {f"{stem}_zero_each": np.zeros(each.shape, codes.dtype)})
+    stored.expect("FLOAT", scales)
     if q.zero_point is not None:
         zero_point = q.zero_point.numpy()
         if f"{stem}_offset" in stored:
@@ -174,7 +182,6 @@ def bytes_by_dtype(path: Path) -> dict[str, int]:
     import onnx_ir as ir
 
     found: Counter[str] = Counter()
-    for value in ir.load(path).graph.initializers.values():
-        if value.const_value is not None:
-            found[value.const_value.dtype.name.lower()] += value.const_value.nbytes
+    for tensor in constants(ir.load(path)):
+        found[tensor.dtype.name.lower()] += tensor.nbytes
     return dict(found.most_common())

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fewbits.models.onnx.bodies import all_nodes
+from fewbits.models.onnx.load import constants
 from fewbits.models.onnx.opset import raise_opset
 
 if TYPE_CHECKING:
@@ -41,14 +43,14 @@ def write(model: ir.Model, path: Path) -> None:
     )  # what is still float lies beside the source, not beside the new file
     opset = model.graph.opset_imports[""]
     model.ir_version = next(version for first, version in IR_OF_OPSET if opset >= first)
-    size = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
+    size = sum(tensor.nbytes for tensor in constants(model))
     external = f"{path.name}.data" if size > FILE_LIMIT else None
     ir.save(model, path, external_data=external)
 
 
 def _needed_opset(graph: ir.Graph) -> int:
     needed = 0
-    for node in graph:
+    for node in all_nodes(graph):
         if node.op_type in ("QuantizeLinear", "DequantizeLinear") and node.domain == "":
             blocked = "block_size" in node.attributes
             narrow = any(v is not None and v.dtype is not None and v.dtype.bitwidth < 8 for v in node.inputs)
