@@ -191,6 +191,24 @@ def _studies() -> dict[str, Study]:
             },
             (Claim(STATIC, "ort w8a8", "ort float"), Claim(DYNAMIC, "ort w8a8_dynamic", "ort float")),
         ),
+        "recurrent": Study(
+            nets.recurrent(),
+            {
+                "ort float": Form(ORT),
+                "ort w8": Form(ORT, "w8"),
+                "ort w8, DequantizeLinear": Form(replace(ORT, weight_forms=DEQUANTIZED), "w8"),
+                "ort w8a8_dynamic": Form(ORT, "w8a8_dynamic"),
+                "ov float": Form(INPUTS),
+                "ov w8": Form(INPUTS, "w8"),
+                "ov w8, DequantizeLinear": Form(replace(INPUTS, weight_forms=DEQUANTIZED), "w8"),
+            },
+            (
+                Claim(FOLDED, "ort w8", "ort float"),
+                Claim(CAST_MUL, "ort w8", "ort w8, DequantizeLinear"),
+                Claim(DYNAMIC, "ort w8a8_dynamic", "ort float"),
+                Claim(FOLDED, "ov w8", "ov float"),
+            ),
+        ),
         "row": Study(
             nets.row(),
             {

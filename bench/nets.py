@@ -50,7 +50,7 @@ class Net:
 
 
 def _normal(rng: np.random.Generator, shape: Shape) -> np.ndarray:
-    terms = np.prod(shape[1:]) if len(shape) == 4 else shape[0]
+    terms = {3: shape[-1], 4: np.prod(shape[1:])}.get(len(shape), shape[0])
     spread = terms**0.5 if len(shape) > 1 else 10.0
     return (rng.standard_normal(shape) / spread).astype(np.float32)
 
@@ -205,6 +205,19 @@ def perceptron(layers: int = 4, width: int = 1024) -> Net:
         lines.append(f"r{layer} = Relu (m{layer})")
         now = f"r{layer}"
     return Net(_graph((width,), (width,), [*lines, f"y = Identity ({now})"]), weights, (width,))
+
+
+def recurrent(width: int = 256, steps: int = 32) -> Net:
+    """An LSTM over a sequence, and a linear layer behind it."""
+    lines = [
+        "t = Transpose <perm = [1, 0, 2]> (x)",
+        f"all, last = LSTM <hidden_size = {width}> (t, w, r, b)",
+        "zero = Constant <value_ints = [0]> ()",
+        "h = Squeeze (last, zero)",
+        "y = MatMul (h, v)",
+    ]
+    weights = {"w": (1, 4 * width, width), "r": (1, 4 * width, width), "b": (1, 8 * width), "v": (width, 64)}
+    return Net(_graph((steps, width), (64,), lines), weights, (steps, width))
 
 
 def row(width: int = 4096) -> Net:

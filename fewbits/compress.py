@@ -31,7 +31,7 @@ from fewbits.engines.engine import FORMATS, Engine, EngineSettings, engines_for,
 from fewbits.errors import InputError
 from fewbits.estimate import Estimate, estimate, pace, sample_count
 from fewbits.feeding import PLAIN, Feeding, Feeds
-from fewbits.figures import Figures, Outcome
+from fewbits.figures import Figures, Outcome, unable
 from fewbits.handover import check_place, replacing
 from fewbits.loaded import Loaded, load
 from fewbits.measure.latency import Contestant, Latency, measure_latency
@@ -308,6 +308,7 @@ def compress(
         tried = try_in_turn(run, planned, ways, scoring, known, most)
         # A file that crashes its engine does so in a worker: it is measured before it is run here.
         outcomes = _throughput(run, _verify(run, _measure(run, tried.outcomes)), batches)
+        run.notes.extend(unable(outcomes))
         figures = Figures(outcomes, scoring.metric.higher_is_better)
         choice, limits = _choose(run, outcomes, figures, scoring, asked)
 

@@ -37,6 +37,19 @@ class Outcome:
     throughput: tuple[Throughput, ...] = ()
 
 
+def unable(outcomes: Sequence[Outcome]) -> list[str]:
+    """Of each engine that cannot run the original, why, and whether it runs what was written of it."""
+    found = []
+    for engine in dict.fromkeys(one.candidate.settings.engine for one in outcomes):
+        mine = [one for one in outcomes if one.candidate.settings.engine == engine]
+        errors = [one.error for one in mine if one.candidate.is_original and one.error is not None]
+        if errors:
+            runs = any(one.error is None for one in mine if not one.candidate.is_original)
+            what = "cannot run the original, but what was written of it" if runs else "is out"
+            found.append(f"{engine} {what}: {errors[0]}")
+    return found
+
+
 class Figures:
     """Ratios and drops of one run, against the original in float32 in the engine that runs it fastest.
 

@@ -9,6 +9,7 @@ import numpy as np
 from fewbits import trying
 from fewbits.candidates import Candidate, Written, drafts, resolve
 from fewbits.engines.engine import Session, get, literal_session
+from fewbits.feeding import PLAIN
 from fewbits.samples import open_samples
 from fewbits.verify import Checker
 
@@ -45,17 +46,19 @@ class Files:
         """Compares engines with the plan."""
         return Checker(
             self.run.model,
-            open_samples(feeds, self.run.model.info.inputs),
+            open_samples(feeds, self.run.model.info.inputs, feeding=self.run.feeding),
             len(next(iter(feeds.values()))),
             self.run.folder,
         )
 
 
 def write_files(
-    model: Path, data, recipe: str, folder: Path, engine: str = "auto", exclude=(), **asked
+    model: Path, data, recipe: str, folder: Path, engine: str = "auto", exclude=(), feeding=PLAIN, **asked
 ) -> Files:
     """Load, observe, decide, write and read back."""
-    run = stages._begin(model, data, data, engine, 1, 0, folder, lambda stage, done, total: None)
+    run = stages._begin(
+        model, data, data, engine, 1, 0, folder, lambda stage, done, total: None, feeding=feeding
+    )
     planned, passed_over = drafts(
         resolve(recipe, exclude, **asked), run.model.info, run.engines, run.cpu, data is not None
     )

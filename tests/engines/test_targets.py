@@ -18,9 +18,10 @@ from fewbits.engines.engine import EngineSettings, get
 from fewbits.engines.onnxruntime_engine import library as onnxruntime
 from fewbits.engines.onnxruntime_engine import literal_session
 from fewbits.engines.targets import MOVERS, TARGETS, targets
+from fewbits.errors import EngineError
 from fewbits.planning.recipe import PRESETS, assign
 from tests.stages import sqnr_db, stages, trying
-from tests.tiny import ATTENTION, CONV_BN, EMBEDDING, MATMUL_ADD, RESIDUAL, Tiny
+from tests.tiny import ATTENTION, CONV_BN, EMBEDDING, LSTM, MATMUL_ADD, RESIDUAL, Tiny
 
 (ORT,) = TARGETS["onnxruntime"]
 INPUTS, EVERYWHERE = TARGETS["openvino"]
@@ -443,6 +444,36 @@ def test_openvino_rounds_activations_when_told_to(write, recipe, opset):
     path = write(LONG_SUMS, recipe, INPUTS, opset)
     assert kept_db(path, LONG_SUMS, "openvino") > 100
     assert 35 < kept_db(path, LONG_SUMS, "openvino", "f32", 32) < 60
+
+
+BESIDE_CODES = Tiny(
+    """g (float[N, 6, 16] x) => (float[1, N, 8] y) {
+        t = Transpose <perm = [1, 0, 2]> (x)
+        all, last = LSTM <hidden_size = 32> (t, wx, wh, b)
+        y = MatMul (last, w)
+    }""",
+    {"wx": (1, 128, 16), "wh": (1, 128, 32), "b": (1, 256), "w": (32, 8)},
+    {"x": ((6, 16), None)},
+)
+"""A recurrent layer in one file with a layer that reads codes."""
+
+
+@pytest.mark.parametrize("tiny", [LSTM, BESIDE_CODES], ids=["LSTM", "LSTM and codes"])
+def test_onnxruntime_has_an_lstm_on_codes(write, tiny):
+    assert ORT.dynamic_lstm
+    graph = Optimized(write(tiny, "w8a8_dynamic", ORT))
+    assert graph.count["DynamicQuantizeLSTM"] == 1
+    assert graph.count["LSTM"] == 0
+
+
+def test_openvino_needs_constants_in_recurrent_layers_beside_codes(write):
+    assert INPUTS.constant_recurrent
+    feeds = BESIDE_CODES.samples(4)
+    settings = EngineSettings("openvino", "f32", 1)
+    assert get("openvino").compile(write(BESIDE_CODES, "w8a8", INPUTS), settings).run(feeds)
+    refused = write(BESIDE_CODES, "w8a8", replace(INPUTS, constant_recurrent=False))
+    with pytest.raises(EngineError, match="expects Constant"):
+        get("openvino").compile(refused, settings)
 
 
 def test_openvino_multiplies_floats_in_dynamic_int8(write):

@@ -290,6 +290,69 @@ def test_openvino_gets_its_weights_only_and_the_plan_says_so(tmp_path):
     assert layer.note == "weights only: openvino gains nothing by codes of what LSTM reads"
 
 
+# --- engines that cannot read a model ---------------------------------------------------------------------------
+
+RANK_UNKNOWN = Tiny(
+    """g (float[N, 32, 16] x) => (float[N, 32, 16] y) {
+        largest = ReduceMax <keepdims = 0> (x)
+        none = Constant <value_float = -1000.0> ()
+        always = Greater (largest, none)
+        two = Constant <value_ints = [2]> ()
+        c = If (always) <
+            then_branch = same () => (a) { a = Identity (x) },
+            else_branch = more () => (b) { b = Unsqueeze (x, two) }
+        >
+        y = Conv <kernel_shape = [1]> (c, w)
+    }""",
+    {"w": (32, 32, 1)},
+    {"x": ((32, 16), None)},
+)
+"""What one branch gives has three axes, the other's four: OpenVINO reads no convolution of it, as in Silero VAD."""
+
+FOLDED = Tiny(
+    """g (float[N, 64] x) => (float[N, 64] y) {
+        one = Det (small)
+        a = MatMul (x, w)
+        y = Mul (a, one)
+    }""",
+    {"w": (64, 64)},
+    {"x": ((64,), None)},
+    {"small": np.diag(np.array([0.5, 2], np.float32))},
+)
+"""OpenVINO has no determinant; that of a constant is computed before it is written."""
+
+
+def compressed(tiny, folder):
+    return fb.compress(
+        tiny.save(folder / "m.onnx"), tiny.samples(32), recipe="w8", threads=1, max_drop=50, prefer="size",
+        out=folder / "out",
+    ).report  # fmt: skip
+
+
+def test_an_engine_that_cannot_read_a_model_says_so_and_the_other_goes_on(tmp_path, short_measuring):
+    report = compressed(RANK_UNKNOWN, tmp_path)
+    assert report.saved == "w8 ort f32"
+    for one in report.candidates:
+        assert (one.error is None) == (one.engine == "onnxruntime")
+        assert one.error is None or "openvino cannot read" in one.error
+    (note,) = (note for note in report.notes if "openvino" in note)
+    assert note.startswith("openvino is out: openvino cannot read")
+    assert "rank" in note
+
+
+def test_an_engine_may_read_what_is_written_where_it_cannot_read_the_original(tmp_path, short_measuring):
+    report = compressed(FOLDED, tmp_path)
+    assert {one.engine for one in report.candidates if one.error is None and not one.original} == {
+        "onnxruntime", "openvino",
+    }  # fmt: skip
+    for one in report.candidates:
+        assert (one.error is None) == (one.engine == "onnxruntime" or not one.original)
+    (note,) = (note for note in report.notes if "openvino" in note)
+    assert note.startswith(
+        "openvino cannot run the original, but what was written of it: openvino cannot read"
+    )
+
+
 # --- the report -------------------------------------------------------------------------------------------------
 
 

@@ -2,12 +2,16 @@
 
 import itertools
 import json
+import wave
 
 import numpy as np
 import onnx
 import pytest
 
-from fewbits.engines.engine import EngineSettings
+import fewbits as fb
+from fewbits.engines.engine import EngineSettings, literal_session
+from fewbits.errors import InputError
+from fewbits.feeding import Feeding
 from fewbits.measure.size import artifact_bytes
 from fewbits.models.model import open_model
 from tests.stages import sqnr_db, write_files
@@ -119,6 +123,60 @@ def test_resnet20_w8a8(shared_data, tmp_path):
         assert (logits.argmax(axis=1) == labels).mean() > right - 0.03
     names = [layer.name for layer in files.run.model.info.layers]
     assert "layer2.0.conv1" in names
+
+
+def speech_steps(folder):
+    """What Silero VAD reads in each step: 64 samples of the step before, and 512 new ones; float32 [1875, 576]."""
+    with wave.open(str(file(folder, "speech_16k.wav"))) as speech:
+        samples = np.frombuffer(speech.readframes(speech.getnframes()), np.int16).astype(np.float32) / 2**15
+    padded = np.concatenate([np.zeros(64, np.float32), samples])
+    return np.stack([padded[at : at + 576] for at in range(0, len(samples), 512)])
+
+
+def probabilities(session, steps):
+    """Of speech in each step, with the state of the step before."""
+    state, found = np.zeros((2, 1, 128), np.float32), []
+    for window in steps:
+        answer = session.run({"input": window[None], "state": state, "sr": np.array(16000)})
+        state = answer["stateN"]
+        found.append(answer["output"][0, 0])
+    return np.array(found)
+
+
+def test_silero_w8(shared_data, tmp_path, short_measuring):
+    """A detector of speech: an LSTM whose gates are put in order inside an If, a scalar, a state that goes on."""
+    path = file(shared_data, "silero_vad_16k.onnx")
+    found = {layer.op: layer for layer in fb.inspect(path).layers}
+    assert found["LSTM"].params == 2 * 512 * 128
+    steps = speech_steps(shared_data)
+    data = {"input": steps[:300], "sr": np.array(16000)}
+    result = fb.compress(path, data, state={"stateN": "state"}, recipe="w8", threads=1, out=tmp_path / "out")
+    report = result.report
+    assert report.saved == "w8 ort f32"
+    assert report.shown.size_ratio <= 0.31
+    assert {layer.bits for layer in report.layers} == {8}
+    assert len(report.layers) == 7
+    assert any(note.startswith("openvino is out: openvino cannot read") for note in report.notes)
+    scored = steps[300:1000]
+    before = probabilities(literal_session(path, 1), scored)
+    after = probabilities(result.model.session, scored)
+    assert before.max() > 0.9
+    assert np.abs(before - after).mean() <= 0.003
+    assert ((before > 0.5) != (after > 0.5)).sum() <= 5
+
+
+def test_silero_on_codes(shared_data, tmp_path):
+    """Its LSTM as well, in ONNX Runtime; written in fewer bits without data, and without a sound."""
+    path = file(shared_data, "silero_vad_16k.onnx")
+    feeding = Feeding(state={"stateN": "state"})
+    steps = speech_steps(shared_data)[:700]
+    data = {"input": steps[:60], "sr": np.array(16000)}
+    files = write_files(path, data, "w8a8_dynamic", tmp_path, "onnxruntime", feeding=feeding)
+    (one,) = files.candidates
+    assert files.checker(data).difference(one) is None
+    before = probabilities(literal_session(path, 1), steps)
+    after = probabilities(files.session(one), steps)
+    assert np.abs(before - after).mean() <= 0.006
 
 
 def test_silero_without_data_is_refused_in_one_line(shared_data):
