@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-keras check bench bench-numerics bench-capabilities bench-tflite clean
+.PHONY: demo test test-keras check bench bench-numerics bench-capabilities bench-tflite bench-modules clean
 
 demo: $(VENV)/installed
 	$(BIN)/fewbits demo
@@ -30,6 +30,9 @@ bench-tflite: $(VENV)/installed-keras
 
 bench-capabilities: $(VENV)/installed-bench
 	$(BIN)/python -m bench.capabilities
+
+bench-modules: $(VENV)/installed-bench
+	$(BIN)/python -m bench.modules
 
 $(VENV)/installed: requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "fewbits needs Python 3.11 or newer, and $(PYTHON) is " + sys.version.split()[0])'

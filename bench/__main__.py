@@ -2,135 +2,19 @@
 
 from __future__ import annotations
 
-import argparse
-import datetime
-import importlib.metadata
-import json
-import re
-import shutil
 import sys
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
-from rich.console import Console
-
-from bench.case import Case
 from bench.cases import CASES
-from bench.paths import CACHE, RESULTS, ROOT, MissingError
-from bench.process import JobError
-from bench.render import markdown, show
-from bench.table import THREADS, CaseResult, Check, as_json
+from bench.paths import ROOT
+from bench.suite import Suite, main
 
-PACKAGES = (
-    "fewbits",
-    "onnxruntime",
-    "openvino",
-    "torch",
-    "nncf",
-    "optimum-quanto",
-    "torchao",
-    "transformers",
+SUITE = Suite(
+    "python -m bench",
+    "fewbits beside its peers, in one run on the same files, with two threads",
+    tuple(CASES.values()),
+    "latest",
+    ROOT / "docs" / "benchmarks.md",
 )
-PAGE = ROOT / "docs" / "benchmarks.md"
-PIPED_WIDTH = 160
-SECTION = re.compile(r"(<!-- results -->\n).*(<!-- end of results -->)", re.DOTALL)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the cases; exit code 0 where no target was missed, 1 where one was, 2 for wrong arguments."""
-    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument(
-        "cases", nargs="*", metavar="CASE", help=f"any of: {', '.join(CASES)}; all by default"
-    )
-    parser.add_argument("--fresh", action="store_true", help="make the peers' files and outputs anew")
-    parser.add_argument("--publish", action="store_true", help="put the tables of a full run into the docs")
-    chosen = parser.parse_args(arguments)
-    unknown = [name for name in chosen.cases if name not in CASES]
-    if unknown:
-        parser.error(f"no case {', '.join(unknown)}; there are {', '.join(CASES)}")
-    names = chosen.cases or list(CASES)
-    full = set(names) == set(CASES)
-    if chosen.publish and not full:
-        parser.error("only a full run is published; name no cases")
-    if chosen.fresh:
-        for folder in ("peers", "outputs"):
-            shutil.rmtree(CACHE / folder, ignore_errors=True)
-    progress = Console(stderr=True)
-    console = Console(width=None if sys.stdout.isatty() else PIPED_WIDTH)
-    results = []
-    for number, name in enumerate(names, 1):
-        where = f"[{number}/{len(names)}] {name}"
-        results.append(_measured(CASES[name], where, progress))
-        show(results[-1], console)
-    _write(results, RESULTS if full else CACHE / "results", console)
-    if chosen.publish:
-        _publish(results)
-        console.print(f"Published in {PAGE.relative_to(ROOT)}.")
-    checks = [check for result in results for check in result.checks]
-    reached = sum(check.reached is True for check in checks)
-    console.print(f"\n{reached} of {len(checks)} targets reached, {_unmeasured(checks)} not measured.")
-    return 1 if any(check.reached is False for check in checks) else 0
-
-
-def _measured(case: Case, where: str, progress: Console) -> CaseResult:
-    def tell(what: str) -> None:
-        progress.print(f"{where}: {what}", style="dim", highlight=False, markup=False)
-
-    try:
-        return case.measure(tell)
-    except (MissingError, JobError) as error:
-        why = Check("all targets of this case", None, 0.0, "at least", why=str(error))
-        return CaseResult(case.name, case.title, "Not run.", (), (), (why,))
-
-
-def _unmeasured(checks: Sequence[Check]) -> int:
-    return sum(check.reached is None for check in checks)
-
-
-def _machine() -> dict[str, Any]:
-    from fewbits.engines.cpu import cpu
-
-    versions = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = None
-    here = cpu()
-    return {
-        "cpu": here.name,
-        "isa": list(here.isa),
-        "threads": THREADS,
-        "python": sys.version.split()[0],
-        "versions": versions,
-    }
-
-
-def _write(results: Sequence[CaseResult], folder: Path, console: Console) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    document = {
-        "date": datetime.date.today().isoformat(),
-        "machine": _machine(),
-        "cases": [as_json(result) for result in results],
-    }
-    (folder / "latest.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    (folder / "latest.md").write_text(_page_section(results), encoding="utf-8")
-    console.print(f"\nWritten: {(folder / 'latest.json').relative_to(ROOT)} and latest.md beside it.")
-
-
-def _page_section(results: Sequence[CaseResult]) -> str:
-    machine = _machine()
-    versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items() if number)
-    here = f"{machine['cpu']} ({', '.join(machine['isa'])}), {machine['threads']} threads"
-    return f"{here}. {versions}. {datetime.date.today().isoformat()}.\n\n{markdown(results)}"
-
-
-def _publish(results: Sequence[CaseResult]) -> None:
-    page = PAGE.read_text(encoding="utf-8")
-    section = _page_section(results)
-    PAGE.write_text(SECTION.sub(lambda match: match[1] + section + match[2], page), encoding="utf-8")
-
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(SUITE))

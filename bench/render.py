@@ -54,7 +54,9 @@ def _headings(result: CaseResult) -> list[str]:
 
 
 def _cells(result: CaseResult) -> list[list[str]]:
-    floats = [row for row in result.rows if row.name in (*FLOATS, LITERT_F32) and row.latency is not None]
+    measured = [row for row in result.rows if row.latency is not None]
+    floats = [row for row in measured if row.name in (*FLOATS, LITERT_F32)]
+    floats = floats or [row for row in measured if row.role == "float"]
     best = min(floats, key=lambda row: row.latency.p50_ms if row.latency else 0.0, default=None)
     cells = []
     for row in result.rows:

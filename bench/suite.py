@@ -1,0 +1,152 @@
+"""Cases measured in one run, shown, and written: what `python -m bench` and its like have in common."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import importlib.metadata
+import json
+import re
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from bench.case import Case
+from bench.paths import CACHE, RESULTS, ROOT, MissingError
+from bench.process import JobError
+from bench.render import markdown, show
+from bench.table import THREADS, CaseResult, Check, as_json
+
+PACKAGES = (
+    "fewbits",
+    "onnxruntime",
+    "openvino",
+    "torch",
+    "nncf",
+    "optimum-quanto",
+    "torchao",
+    "transformers",
+)
+PIPED_WIDTH = 160
+SECTION = re.compile(r"(<!-- results -->\n).*(<!-- end of results -->)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Cases that are measured in one run.
+
+    Attributes:
+        command: what starts it.
+        about: it in a sentence.
+        cases: in the order they run.
+        results: name of the files that a full run writes.
+        page: that its tables are published on.
+    """
+
+    command: str
+    about: str
+    cases: tuple[Case, ...]
+    results: str
+    page: Path
+
+
+def main(suite: Suite, arguments: Sequence[str] | None = None) -> int:
+    """Run the cases; exit code 0 where no target was missed, 1 where one was, 2 for wrong arguments."""
+    parser = argparse.ArgumentParser(prog=suite.command, description=suite.about)
+    cases = {case.name: case for case in suite.cases}
+    parser.add_argument(
+        "cases", nargs="*", metavar="CASE", help=f"any of: {', '.join(cases)}; all by default"
+    )
+    parser.add_argument("--fresh", action="store_true", help="make the peers' files and outputs anew")
+    parser.add_argument("--publish", action="store_true", help="put the tables of a full run into the docs")
+    chosen = parser.parse_args(arguments)
+    unknown = [name for name in chosen.cases if name not in cases]
+    if unknown:
+        parser.error(f"no case {', '.join(unknown)}; there are {', '.join(cases)}")
+    names = chosen.cases or list(cases)
+    full = set(names) == set(cases)
+    if chosen.publish and not full:
+        parser.error("only a full run is published; name no cases")
+    if chosen.fresh:
+        for folder in ("peers", "outputs"):
+            shutil.rmtree(CACHE / folder, ignore_errors=True)
+    progress = Console(stderr=True)
+    console = Console(width=None if sys.stdout.isatty() else PIPED_WIDTH)
+    results = []
+    for number, name in enumerate(names, 1):
+        where = f"[{number}/{len(names)}] {name}"
+        results.append(_measured(cases[name], where, progress))
+        show(results[-1], console)
+    _write(results, (RESULTS if full else CACHE / "results") / suite.results, console)
+    if chosen.publish:
+        _publish(results, suite.page)
+        console.print(f"Published in {suite.page.relative_to(ROOT)}.")
+    checks = [check for result in results for check in result.checks]
+    reached = sum(check.reached is True for check in checks)
+    console.print(f"\n{reached} of {len(checks)} targets reached, {_unmeasured(checks)} not measured.")
+    return 1 if any(check.reached is False for check in checks) else 0
+
+
+def _measured(case: Case, where: str, progress: Console) -> CaseResult:
+    def tell(what: str) -> None:
+        progress.print(f"{where}: {what}", style="dim", highlight=False, markup=False)
+
+    try:
+        return case.measure(tell)
+    except (MissingError, JobError) as error:
+        why = Check("all targets of this case", None, 0.0, "at least", why=str(error))
+        return CaseResult(case.name, case.title, "Not run.", (), (), (why,))
+
+
+def _unmeasured(checks: Sequence[Check]) -> int:
+    return sum(check.reached is None for check in checks)
+
+
+def _machine() -> dict[str, Any]:
+    from fewbits.engines.cpu import cpu
+
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = None
+    here = cpu()
+    return {
+        "cpu": here.name,
+        "isa": list(here.isa),
+        "threads": THREADS,
+        "python": sys.version.split()[0],
+        "versions": versions,
+    }
+
+
+def _write(results: Sequence[CaseResult], stem: Path, console: Console) -> None:
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    document_path, page = stem.with_suffix(".json"), stem.with_suffix(".md")
+    document = {
+        "date": datetime.date.today().isoformat(),
+        "machine": _machine(),
+        "cases": [as_json(result) for result in results],
+    }
+    document_path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    page.write_text(_page_section(results), encoding="utf-8")
+    console.print(f"\nWritten: {document_path.relative_to(ROOT)} and {page.name} beside it.")
+
+
+def _page_section(results: Sequence[CaseResult]) -> str:
+    machine = _machine()
+    versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items() if number)
+    here = f"{machine['cpu']} ({', '.join(machine['isa'])}), {machine['threads']} threads"
+    return f"{here}. {versions}. {datetime.date.today().isoformat()}.\n\n{markdown(results)}"
+
+
+def _publish(results: Sequence[CaseResult], page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    section = _page_section(results)
+    page.write_text(SECTION.sub(lambda match: match[1] + section + match[2], text), encoding="utf-8")
