@@ -10,6 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from fewbits.errors import InputError
+from fewbits.models.network import Network
 from fewbits.named import is_named
 from fewbits.planning.model_info import ModelInfo
 from fewbits.planning.plan import Placement, Plan
@@ -82,6 +83,10 @@ class Model(Protocol):
 
     def operators(self) -> Mapping[str, int]:
         """How often each operator occurs, the most frequent first."""
+        ...
+
+    def network(self) -> Network:
+        """The float model in torch, with gradients; UnsupportedError where that is not offered."""
         ...
 
     def layer_outputs(self, path: Path, tapped: Path) -> Mapping[str, str]:

@@ -16,6 +16,7 @@ from fewbits.models.onnx.codes import count_layers_in_codes
 from fewbits.models.onnx.fold import fold
 from fewbits.models.onnx.layers import check_weights, find_layers
 from fewbits.models.onnx.load import OnnxSource, constants, graph_and_functions, load
+from fewbits.models.onnx.network import OnnxNetwork
 from fewbits.models.onnx.place import place
 from fewbits.models.onnx.verify import bytes_by_dtype, read_back
 from fewbits.models.onnx.write import write
@@ -96,6 +97,10 @@ class OnnxModel:
     def operators(self) -> Mapping[str, int]:
         """How often each operator occurs in the folded graph, the most frequent first."""
         return dict(Counter(node.op_type for node in all_nodes(self.folded.graph)).most_common())
+
+    def network(self) -> OnnxNetwork:
+        """The folded graph in torch, with gradients."""
+        return OnnxNetwork(self.folded.graph)
 
     def layer_outputs(self, path: Path, tapped: Path) -> Mapping[str, str]:
         """Write a written file with its layers' outputs as further outputs; their names in it, by layer."""

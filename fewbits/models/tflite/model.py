@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from fewbits.models.model import Wanted
+from fewbits.models.network import Network, UnsupportedError
 from fewbits.models.tflite.apply import spell_out, tap, write
 from fewbits.models.tflite.fold import fold_shapes
 from fewbits.models.tflite.graph import graph_of
@@ -98,6 +99,10 @@ class TFLiteModel:
     def operators(self) -> Mapping[str, int]:
         """How often each operator occurs, the most frequent first."""
         return dict(Counter(operator.name for operator in self.graph.operators).most_common())
+
+    def network(self) -> Network:
+        """Not offered yet."""
+        raise UnsupportedError("a TensorFlow Lite model")
 
     def layer_outputs(self, path: Path, tapped: Path) -> Mapping[str, str]:
         """Write a written file with its layers' outputs as further outputs; their names in it, by layer."""
