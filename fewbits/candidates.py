@@ -226,7 +226,7 @@ def _check_pins(one: ResolvedRecipe, engines: Mapping[str, Engine], cpu: Cpu) ->
 def _check_formats(recipe: str, assigned: Sequence[Assignment], wanted: Sequence[Target]) -> None:
     """Some engine must run weights of every format."""
     for a in assigned:
-        if a.weights is not None and all(target.weight_form(a.weights.qtype) is None for target in wanted):
+        if a.weights is not None and all(target.weight_form(a.weights) is None for target in wanted):
             names = " and ".join(dict.fromkeys(target.engine for target in wanted))
             raise InputError(
                 f"recipe {recipe!r}: layer {a.layer.name!r} gets {a.weights.qtype} weights, which {names} cannot run; "
@@ -254,7 +254,7 @@ def _worth_it(recipe: Recipe, assigned: Sequence[Assignment], target: Target) ->
     return all(
         a.weights is None
         or (
-            target.weight_form(a.weights.qtype) is not None
+            target.weight_form(a.weights) is not None
             and not (target.blocks and a.weights.qtype == "int4" and a.weights.per != "group")
         )
         for a in assigned

@@ -106,6 +106,9 @@ def compress(
     float_fallback: Annotated[
         bool, typer.Option("--float-fallback", help="Leave in float what has no integer kernel (.tflite).")
     ] = False,
+    effort: Annotated[
+        str, typer.Option(help="fast, normal or high: time spent on learning, by recipes that learn.")
+    ] = "normal",
     threads: Threads = None,
     seed: Annotated[int, typer.Option(help="Of everything drawn at random.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Folder for the result (default: MODEL-fewbits).")] = None,
@@ -140,6 +143,7 @@ def compress(
             time_budget=time_budget,
             io=io,
             float_fallback=float_fallback,
+            effort=effort,  # type: ignore[arg-type]
             threads=threads,
             seed=seed,
             out=place,

@@ -38,7 +38,7 @@ from fewbits.measure.latency import Contestant, Latency, measure_latency
 from fewbits.measure.size import artifact_bytes
 from fewbits.models.model import Model, open_model
 from fewbits.origin import Origin
-from fewbits.planning.recipe import ResolvedRecipe
+from fewbits.planning.recipe import EFFORTS, Effort, ResolvedRecipe
 from fewbits.report import words
 from fewbits.samples import HELD_OUT_EVERY, Samples, open_samples, synthetic
 from fewbits.scoring import Evaluate, Scoring, open_scoring, scored, wished
@@ -93,6 +93,7 @@ class Run:
     estimate: Estimate | None = None
     timings: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    effort: Effort = "normal"
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -180,6 +181,7 @@ def compress(
     time_budget: str | float | None = None,
     io: str | None = None,
     float_fallback: bool = False,
+    effort: Effort = "normal",
     threads: int | None = None,
     seed: int = 0,
     out: str | Path | None = None,
@@ -227,6 +229,7 @@ def compress(
         io: what a full-integer ``.tflite`` takes and gives: ``float``, or codes as ``int8``, ``uint8`` or (with 16-bit
             activations) ``int16``.
         float_fallback: what a full-integer ``.tflite`` cannot compute on codes stays in float, instead of an error.
+        effort: how much time is spent on learning, for recipes that learn: ``fast`` (none), ``normal`` or ``high``.
         threads: of one inference; the usable physical cores where None.
         seed: of everything drawn at random.
         out: folder for the result; a temporary one where None (then ``Result.save``).
@@ -242,7 +245,7 @@ def compress(
     wish = wished(metric, evaluate, higher_is_better, metric_output)
     batches = parse_batches(batch)
     ending = Ending(parse_budget(time_budget), say)
-    _check(asked, engine, format, threads, seed)
+    _check(asked, engine, format, effort, threads, seed)
     feeding = Feeding(dict(batch_axis or {}), dict(state or {}))
     if is_checkpoint(model):
         _refuse(
@@ -257,6 +260,7 @@ def compress(
             float_fallback=float_fallback,
             batch=bool(batches),
             time_budget=time_budget is not None,
+            effort=effort != "normal",
             arch=arch is not None,
             format=format != "auto",
             batch_axis=bool(batch_axis),
@@ -282,6 +286,7 @@ def compress(
         run = _begin(
             path, data, eval, engine, threads, seed, Path(scratch), progress, origin, feeding, ending
         )
+        run = replace(run, effort=next((one.effort for one in recipes if one.effort), effort))
         if origin is not None:
             run.timings["export"] = exporting
         if (static := check_batches(batches, run.scoring, run.sample)) is not None:
@@ -338,7 +343,7 @@ def _place(out: str | Path | None) -> Path:
     return Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="fewbits-result-")) / "result"
 
 
-def _check(asked: Asked, engine: str, format: str, threads: int | None, seed: int) -> None:
+def _check(asked: Asked, engine: str, format: str, effort: str, threads: int | None, seed: int) -> None:
     """Refuse arguments that no model could make right, before anything takes time."""
     if asked.prefer not in PREFERENCES:
         raise InputError(f"prefer is {asked.prefer!r}; allowed are {', '.join(PREFERENCES)}")
@@ -352,6 +357,8 @@ def _check(asked: Asked, engine: str, format: str, threads: int | None, seed: in
         raise InputError(
             f"engine {engine!r} runs .{reads(engine)} files, and format is {format!r}; leave one out"
         )
+    if effort not in EFFORTS:
+        raise InputError(f"effort is {effort!r}; allowed are {', '.join(EFFORTS)}")
     if threads is not None and threads < 1:
         raise InputError(f"threads is {threads}; give 1 or more")
     if seed < 0:

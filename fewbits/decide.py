@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -191,12 +190,11 @@ def _layer(
     shift = None
     if plans and plans[0].name in compensated:
         assert stats is not None
-        plans[0], shift = _compensate(a, plans[0], activation, stats)
-    bias = _bias(a, plans, shift, activation, target, weights)
-    if bias is not None and bias.scale is None and activation is not None and layer.op != "MatMul":
-        plans[0] = _with_room(plans[0], layer.weights[0], bias, activation)
-        if target.codes_throughout:
-            bias = _bias(a, plans, shift, activation, target, weights)
+        plans[0], shift = _compensate(a, plans[0], activation, stats, target)
+    bias = None
+    if layer.bias is not None and plans and plans[0].codes is not None and activation is not None:
+        values = weights(layer.bias) if shift is None else weights(layer.bias) + shift
+        plans[0], bias = with_bias(layer, plans[0], values, activation, target)
     return LayerPlan(
         layer.name,
         layer.op,
@@ -224,7 +222,7 @@ def _table(layer: LayerInfo, activation: ActivationPlan, weights: Weights) -> We
 
 
 def _compensate(
-    a: Assignment, plan: WeightPlan, activation: ActivationPlan | None, stats: Stats
+    a: Assignment, plan: WeightPlan, activation: ActivationPlan | None, stats: Stats, target: Target
 ) -> tuple[WeightPlan, np.ndarray | None]:
     """Round the weight against what was seen of the layer's input.
 
@@ -232,28 +230,32 @@ def _compensate(
     """
     info, q = a.layer.weights[0], plan.codes
     inputs = _input_rows(a.layer, activation, stats)
-    if inputs is None or q is None or q.scale is None or q.zero_point is not None or q.group_size is not None:
+    if inputs is None or q is None or q.scale is None or q.zero_point is not None:
         return plan, None
     exact, rounded = inputs
     matrix = torch.from_numpy(plan.values).movedim(info.channel_axis, 0)
     groups, _, columns = exact.shape
     rows = matrix.reshape(groups, -1, columns)
-    steps = q.scale.expand(len(matrix)).reshape(groups, -1)
+    layout = q.layout
+    one_each = layout.spread(q.scale).expand(layout.channels, layout.groups, layout.length)
+    steps = one_each.reshape(len(matrix), -1).reshape(rows.shape)
     noise = 0.0 if activation is None else activation.scale**2 / 12
     centered = activation is not None and a.layer.bias is not None
     codes = q.codes.movedim(info.channel_axis, 0).reshape(rows.shape).float()
     if columns <= MAX_COLUMNS:
         seen = [equal_rows(x) for x in exact] if a.layer.kind == "linear" else exact
-        limit = int(codes.abs().max())
+        assert a.weights is not None
+        low, high = code_limits(a.weights, target)
+        assert low is not None and high is not None
         codes = torch.stack(
             [
-                round_with_compensation(row, damped_moment(x, noise, centered), step, -limit, limit)
+                round_with_compensation(row, damped_moment(x, noise, centered), step, low, high)
                 for row, x, step in zip(rows, seen, steps, strict=True)
             ]
         )
     if a.layer.kind == "linear":
         rounded = exact  # what clipping takes from a few large tokens must not be given to all
-    left = exact @ rows.transpose(1, 2) - rounded @ (codes * steps[..., None]).transpose(1, 2)
+    left = exact @ rows.transpose(1, 2) - rounded @ (codes * steps).transpose(1, 2)
     shaped = codes.reshape(matrix.shape).movedim(0, info.channel_axis).to(q.codes.dtype).contiguous()
     return replace(plan, codes=replace(q, codes=shaped)), left.mean(dim=1).reshape(-1).numpy()
 
@@ -289,32 +291,31 @@ def _as_codes(x: torch.Tensor, activation: ActivationPlan) -> torch.Tensor:
     return fake_quantize(x, lowest, lowest + (levels - 1) * activation.scale, levels)
 
 
-def _bias(
-    a: Assignment,
-    plans: list[WeightPlan],
-    shift: np.ndarray | None,
-    activation: ActivationPlan | None,
-    target: Target,
-    weights: Weights,
-) -> BiasPlan | None:
-    """The bias with the mean error taken out.
+def with_bias(
+    layer: LayerInfo, plan: WeightPlan, values: np.ndarray, activation: ActivationPlan, target: Target
+) -> tuple[WeightPlan, BiasPlan | None]:
+    """How a static layer's bias, float32 [channels], is represented, and its weight with room for that.
 
     It becomes int32 codes with the scale of the layer's products where the layer adds it itself, that scale is a
-    normal number, and the codes fit.
+    normal number, and the codes fit. None where it stays as it is.
     """
-    layer = a.layer
-    if layer.bias is None or not plans or plans[0].codes is None or activation is None:
-        return None
-    values = weights(layer.bias)
-    weight_scale = plans[0].codes.scale
-    assert weight_scale is not None
-    scale = np.float32(activation.scale) * weight_scale.numpy()
+    bias = _bias(layer, plan, values, activation, target)
+    if bias is not None and bias.scale is None and layer.op != "MatMul":
+        plan = _with_room(plan, layer.weights[0], bias, activation)
+        if target.codes_throughout:
+            bias = _bias(layer, plan, values, activation, target)
+    return plan, bias
+
+
+def _bias(
+    layer: LayerInfo, plan: WeightPlan, values: np.ndarray, activation: ActivationPlan, target: Target
+) -> BiasPlan | None:
+    assert layer.bias is not None and plan.codes is not None and plan.codes.scale is not None
+    scale = np.float32(activation.scale) * plan.codes.scale.numpy()
     if target.codes_throughout and not scale.ndim:
         scale = np.full(values.shape, scale)
     if values.shape != scale.shape:
         return None
-    if shift is not None:
-        values = values + shift
     codes = np.abs(values / np.maximum(scale, SMALLEST_SCALE))
     exact = layer.op != "MatMul" and (scale >= SMALLEST_SCALE).all() and (codes < LARGEST_CODE).all()
     return BiasPlan(layer.bias, values.astype(np.float32), scale if exact else None)
@@ -339,10 +340,22 @@ def _with_room(plan: WeightPlan, info: WeightInfo, bias: BiasPlan, activation: A
 
 
 def _quantize(values: torch.Tensor, scheme: Scheme, info: WeightInfo, target: Target) -> QTensor:
-    reduced: dict[str, Any] = (
-        {"qmin": -SEVEN_BITS, "qmax": SEVEN_BITS} if target.saturates and scheme.qtype == "int8" else {}
-    )
-    return round_weight(values, scheme, info.channel_axis, info.name, **reduced)
+    low, high = code_limits(scheme, target)
+    return round_weight(values, scheme, info.channel_axis, info.name, qmin=low, qmax=high)
+
+
+def code_limits(scheme: Scheme, target: Target) -> tuple[int | None, int | None]:
+    """The lowest and the highest code of a weight in an integer format; None for a format without such.
+
+    Symmetric codes mirror, but below 8 bits the lowest one counts too much to be left out.
+    """
+    row = find(scheme.qtype)
+    if row.kind != "int":
+        return None, None
+    if target.saturates and scheme.qtype == "int8":
+        return -SEVEN_BITS, SEVEN_BITS
+    mirrored = scheme.symmetric and (row.bits >= 8 or target.codes_throughout)
+    return row.qmin + int(mirrored), row.qmax
 
 
 def _levels(scheme: Scheme) -> int:

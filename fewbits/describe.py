@@ -204,7 +204,10 @@ def _resolved(run: Run, saved: Candidate) -> ResolvedRecipe:
     if draft is None:
         keep = Recipe(ORIGINAL, (Rule("*"),), "the model as it came")
         return ResolvedRecipe(keep, settings.engine, settings.precision, None, run.seed)
-    return ResolvedRecipe(draft.recipe, settings.engine, settings.precision, draft.target.placement, run.seed)
+    effort = run.effort if draft.recipe.learn else None
+    return ResolvedRecipe(
+        draft.recipe, settings.engine, settings.precision, draft.target.placement, run.seed, effort
+    )
 
 
 def _candidate(

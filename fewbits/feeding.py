@@ -181,6 +181,11 @@ class Intake:
         return tuple(port.info for port in self.ports if not port.state)
 
     @property
+    def plain(self) -> bool:
+        """Every input has the samples along its first axis, and none is fed by the step before."""
+        return not self.state and all(port.per_sample and port.axis == 0 for port in self.ports)
+
+    @property
     def fixed_batch(self) -> int | None:
         """The number of samples that the model takes at a time, where its inputs fix it."""
         for port in self.ports:

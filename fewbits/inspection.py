@@ -320,7 +320,7 @@ def _gain(recipe: Recipe, assigned: Sequence[Assignment], target: Target, machin
     packed = unpacked = 0
     for a in assigned:
         if a.weights is not None and a.layer.kind != "embedding":
-            stays_packed = target.weight_form(a.weights.qtype) == "dequantize"
+            stays_packed = target.weight_form(a.weights) == "dequantize"
             packed, unpacked = (
                 packed + stays_packed * a.layer.params,
                 unpacked + (not stays_packed) * a.layer.params,

@@ -10,14 +10,17 @@ from typing import TYPE_CHECKING
 
 from fewbits.candidates import Candidate, Draft, Written, names_and_settings
 from fewbits.decide import decide
-from fewbits.engines.engine import EngineSettings, yardstick
+from fewbits.engines.engine import EngineSettings, reads, yardstick
 from fewbits.errors import InputError
 from fewbits.fallback import Attempt, Fallback, fall_back, losing
 from fewbits.figures import Outcome
+from fewbits.learn import SPENT, Lesson, adopt, learning_target
+from fewbits.models.network import UnsupportedError
 from fewbits.observe import observe
-from fewbits.planning.plan import Placement
+from fewbits.planning.plan import Placement, Plan
 from fewbits.planning.recipe import Recipe, assign
 from fewbits.planning.stats import Stats
+from fewbits.report import words
 from fewbits.scoring import Scoring, scored
 from fewbits.sensitivity import sensitivity
 from fewbits.threads import one_torch_thread
@@ -80,15 +83,21 @@ def try_in_turn(
     outcomes = list(originals)
     pointless: set[str] = set()
     stats: Stats | None = None
+    learned: dict[str, Plan | None] = {}
     fallbacks: list[Fallback] = []
     with run.ending.keeping(lambda: len(outcomes) > len(originals)):
         for number, (draft, names) in enumerate(zip(planned, ways, strict=True)):
             run.ending.check()
             if draft.recipe.uses_data and stats is None:
                 stats = observe_for(run, planned)
+            recipe = draft.recipe
+            if recipe.learn and recipe.name not in learned:
+                learned[recipe.name] = learn_for(run, draft, stats)
             with run.stage("write"):
                 run.progress("write", number, len(planned))
-                file, why_not = _written(run, draft, stats, run.folder / str(number), planned)
+                file, why_not = _written(
+                    run, draft, stats, run.folder / str(number), planned, learned.get(recipe.name)
+                )
             if file is None:
                 run.notes.append(why_not)
                 pointless |= names.keys()
@@ -111,11 +120,11 @@ def try_in_turn(
 
 
 def _written(
-    run: Run, draft: Draft, stats: Stats | None, folder: Path, planned: Sequence[Draft]
+    run: Run, draft: Draft, stats: Stats | None, folder: Path, planned: Sequence[Draft], learned: Plan | None
 ) -> tuple[Written | None, str]:
     """The draft's file; or why there is none, which is an error where nothing but its recipe was asked for."""
     try:
-        file = write(run, draft, stats, folder)
+        file = write(run, draft, stats, folder, learned)
     except InputError as error:
         if len({one.recipe.name for one in planned}) == 1:
             raise
@@ -123,11 +132,17 @@ def _written(
     return file, f"recipe {draft.recipe.name!r}: every layer is too small to gain anything"
 
 
-def write(run: Run, draft: Draft, stats: Stats | None, folder: Path) -> Written | None:
-    """The draft decided, written to a new folder and read back; None where no layer gains anything by it."""
+def write(
+    run: Run, draft: Draft, stats: Stats | None, folder: Path, learned: Plan | None = None
+) -> Written | None:
+    """The draft decided, written to a new folder and read back; None where no layer gains anything by it.
+
+    ``learned`` is a plan whose numbers it takes over.
+    """
     with one_torch_thread():
-        placement = run.model.place(draft.assigned, draft.target)
-        plan = decide(draft.recipe, draft.assigned, placement, stats, draft.target, run.model.weight)
+        plan = _decided(run, draft, stats)
+    if learned is not None:
+        plan = adopt(run.model, plan, learned)
     if not plan.weights:
         return None
     folder.mkdir(exist_ok=True)
@@ -136,9 +151,48 @@ def write(run: Run, draft: Draft, stats: Stats | None, folder: Path) -> Written 
     return Written(path, draft, plan, run.model.read_back(path, plan))
 
 
+def learn_for(run: Run, draft: Draft, stats: Stats | None) -> Plan | None:
+    """What the draft's recipe learns, for all targets; None where nothing is to be learned, or can be."""
+    spent, name = SPENT[run.effort], draft.recipe.name
+    if stats is None or run.calibration is None or spent is None:
+        return None
+    with run.stage("learn"), one_torch_thread():
+        target = learning_target(run.cpu)
+        try:
+            if reads(target.engine) != run.model.format:
+                raise UnsupportedError(f"a .{run.model.format} file")
+            plan = _decided(run, replace(draft, target=target), stats)
+            lesson = Lesson(run.model, plan, run.calibration, spent)
+            needed = lesson.seconds()
+        except UnsupportedError as error:
+            run.notes.append(f"recipe {name!r}: not learned; weights make up for each other: {error}")
+            return None
+        run.ending.say(f"learning {name} takes about {words.seconds(needed)}")
+        if needed > run.ending.left_s - run.ending.reserved_s:
+            run.notes.append(
+                f"recipe {name!r}: not learned; it takes about {words.seconds(needed)}, too long"
+            )
+            return None
+
+        def progress(done: int, total: int) -> None:
+            run.ending.check()
+            run.progress(f"learn {name}", done, total)
+
+        plan, _ = lesson.learn(run.seed, progress)
+    return plan
+
+
+def _decided(run: Run, draft: Draft, stats: Stats | None) -> Plan:
+    placement = run.model.place(draft.assigned, draft.target)
+    return decide(draft.recipe, draft.assigned, placement, stats, draft.target, run.model.weight)
+
+
 def observe_for(run: Run, planned: Sequence[Draft]) -> Stats | None:
     """Stream the calibration data through the float model once, for every file that gains by it."""
     wanted = [run.model.wanted(draft.assigned, draft.target) for draft in planned if draft.recipe.uses_data]
+    target = learning_target(run.cpu)
+    if reads(target.engine) == run.model.format:
+        wanted += [run.model.wanted(one.assigned, target) for one in planned if one.recipe.learn]
     if not wanted or run.calibration is None:
         return None
     with run.stage("observe"), one_torch_thread():
@@ -188,7 +242,8 @@ def _attempts(run: Run, start: Outcome, scoring: Scoring, stats: Stats, place: P
 
     def attempt(recipe: Recipe) -> Outcome:
         raised = replace(draft, recipe=recipe, assigned=assign(recipe, run.model.info))
-        file = write(run, raised, stats, Path(tempfile.mkdtemp(dir=place)))
+        learned = start.candidate.file.plan if draft.recipe.learn else None
+        file = write(run, raised, stats, Path(tempfile.mkdtemp(dir=place)), learned)
         assert file is not None
         name = start.candidate.name.replace(draft.recipe.name, recipe.name, 1)
         return scored(run, replace(start.candidate, name=name, file=file), scoring)

@@ -1,7 +1,7 @@
 """The stages of the main job up to the written files, without scores and latencies."""
 
 import importlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -53,19 +53,35 @@ class Files:
 
 
 def write_files(
-    model: Path, data, recipe: str, folder: Path, engine: str = "auto", exclude=(), feeding=PLAIN, **asked
+    model: Path,
+    data,
+    recipe: str,
+    folder: Path,
+    engine: str = "auto",
+    exclude=(),
+    effort="fast",
+    feeding=PLAIN,
+    **asked,
 ) -> Files:
-    """Load, observe, decide, write and read back."""
+    """Load, observe, learn where effort allows, decide, write and read back."""
     run = stages._begin(
         model, data, data, engine, 1, 0, folder, lambda stage, done, total: None, feeding=feeding
     )
+    run = replace(run, effort=effort)
     planned, passed_over = drafts(
         resolve(recipe, exclude, **asked), run.model.info, run.engines, run.cpu, data is not None
     )
     run.notes.extend(passed_over)
     planned = trying.different(run, planned)
     stats = trying.observe_for(run, planned)
-    files = [trying.write(run, draft, stats, folder / str(number)) for number, draft in enumerate(planned)]
+    learned = {}
+    for draft in planned:
+        if draft.recipe.learn and draft.recipe.name not in learned:
+            learned[draft.recipe.name] = trying.learn_for(run, draft, stats)
+    files = [
+        trying.write(run, draft, stats, folder / str(number), learned.get(draft.recipe.name))
+        for number, draft in enumerate(planned)
+    ]
     return Files(run, [one for one in files if one is not None])
 
 

@@ -314,7 +314,10 @@ def test_unknown_preset_lists_the_presets(refused, model):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (PRESET_NEAR.format(match="*", qtype="int7"), "'int7'; allowed here: int8, int4, fp16, bf16"),
+        (
+            PRESET_NEAR.format(match="*", qtype="int7"),
+            "'int7'; allowed here: int8, int4, int3, int2, fp16, bf16",
+        ),
         (PRESET_NEAR.format(match="MatMull", qtype="int8"), "near names: MatMul"),
         (PRESET_NEAR.format(match="*", qtype="int8") + "colour = 3\n", "colour"),
         ('colour = "red"\n' + PRESET_NEAR.format(match="*", qtype="int8"), "colour"),
@@ -328,7 +331,7 @@ def test_unknown_preset_lists_the_presets(refused, model):
         ('name = "x"\n[[rules]]\nmatch = "*"\n', "keeps every layer in float"),
         (
             'name = "x"\n[[rules]]\nmatch = "*"\nactivations = {qtype = "int8"}\n',
-            "'int8'; allowed here: uint8",
+            "'int8'; allowed here: uint8, uint4",
         ),
         ('name = "x"\nengine = "tensorrt"\n' + PRESET_NEAR.format(match="*", qtype="int8")[14:], "tensorrt"),
         ('name = "x"\nprecision = "f8"\n' + PRESET_NEAR.format(match="*", qtype="int8")[14:], "f8"),

@@ -31,10 +31,14 @@ _OPENVINO = Target(
     repeat_after_layout=False,  # one pair is enough: it moves the quantization through them by itself
     dynamic_int8=False,  # the codes are multiplied in float: 1.3 times slower than float
     rounds_activations=True,  # dynamic quantization in groups: twice as fast as float, at about 45 dB
-    weight_forms=(("int8", "cast_mul"), ("int4", "dequantize"), ("fp16", "cast_mul"), ("bf16", "cast_mul")),
+    weight_forms=(
+        *((qtype, "cast_mul") for qtype in ("int8", "int4", "int3", "int2", "fp16", "bf16")),
+        ("int4 in groups", "dequantize"),
+    ),
     # "expects Constant for port 4": beside quantized activations it keeps Cast and Mul (2026.4)
     constant_recurrent=True,
     wrong_odd_sums=True,  # in bf16 (2026.4): 21 dB for 257 terms, 51 for 256 or 258
+    activation_bits=(8, 4),  # 4: brought back to float in front of the product
 )
 
 TARGETS: dict[str, tuple[Target, ...]] = {
@@ -69,11 +73,10 @@ TARGETS: dict[str, tuple[Target, ...]] = {
             # Cast and Mul are folded at load. DequantizeLinear is not, and is 1.5 (products) to 1.9 times slower
             # (convolutions); in blocks of int4 by few rows it is faster than float.
             weight_forms=(
-                ("int8", "cast_mul"),
-                ("int4", "dequantize"),
-                ("fp16", "cast_mul"),
-                ("bf16", "cast_mul"),
+                *((qtype, "cast_mul") for qtype in ("int8", "int4", "int3", "int2", "fp16", "bf16")),
+                ("int4 in groups", "dequantize"),
             ),
+            activation_bits=(8, 4),  # as for OpenVINO
         ),
     ),
     "litert": (
@@ -88,7 +91,7 @@ TARGETS: dict[str, tuple[Target, ...]] = {
             dynamic_int8=True,
             rounds_activations=False,
             # XNNPACK brings the weights back when it loads the file.
-            weight_forms=(("int8", "dequantize"), ("int4", "dequantize"), ("fp16", "dequantize")),
+            weight_forms=tuple((qtype, "dequantize") for qtype in ("int8", "int4", "fp16")),
             codes_throughout=True,
             integer_only=True,
             activation_bits=(8, 16),

@@ -18,32 +18,31 @@ def round_with_compensation(weight: Tensor, moment: Tensor, scale: Tensor, qmin:
     Args:
         weight: float32 [m, k], a row per output.
         moment: float32 [k, k], second moment of the inputs, positive definite (see :func:`damped_moment`).
-        scale: float32 [m], the step of each row.
+        scale: float32, broadcasts to [m, k]: the steps, one for each row, [m, 1], or others for groups of its columns.
         qmin, qmax: the codes allowed.
 
     Returns:
         float32 [m, k], integers in ``qmin..qmax``; of each row, those rounded to nearest where they do no worse.
     """
-    order = torch.argsort(moment.diagonal(), descending=True)
+    scale = scale.expand_as(weight)
+    order = torch.argsort(moment.diagonal() * scale.square().mean(dim=0), descending=True)
     factor = _inverse_factor(moment[order][:, order])
-    left = (weight / scale[:, None])[
-        :, order
-    ].T.contiguous()  # [k, m] in steps: a column of the weight is a row here
+    left = weight[:, order].T.contiguous()  # [k, m]: a column of the weight is a row here
+    steps = scale[:, order].T.contiguous()
     codes = torch.empty_like(left)
     for start in range(0, len(left), BLOCK):
         end = min(start + BLOCK, len(left))
         errors = torch.empty_like(left[start:end])
         for i in range(start, end):
-            codes[i] = left[i].round().clamp_(qmin, qmax)
-            errors[i - start] = (left[i] - codes[i]) / factor[i, i]
+            codes[i] = (left[i] / steps[i]).round_().clamp_(qmin, qmax)
+            errors[i - start] = (left[i] - codes[i] * steps[i]) / factor[i, i]
             left[i + 1 : end] -= factor[i, i + 1 : end, None] * errors[i - start]
         left[end:] -= factor[start:end, end:].T @ errors
     rounded = torch.empty_like(codes)
     rounded[order] = codes
-    exact = weight / scale[:, None]
-    nearest = exact.round().clamp_(qmin, qmax)
+    nearest = (weight / scale).round_().clamp_(qmin, qmax)
     compensated = rounded.T.contiguous()
-    better = _error(compensated - exact, moment) < _error(nearest - exact, moment)
+    better = _error(compensated * scale - weight, moment) < _error(nearest * scale - weight, moment)
     return torch.where(better[:, None], compensated, nearest)
 
 

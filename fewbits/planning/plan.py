@@ -147,12 +147,17 @@ class Plan:
         """How the codes of a layer's weight are written for the target."""
         q = weight.codes
         if layer.static:
-            return "dequantize"
+            narrow = q is not None and q.qtype.bits < 8
+            return "widen" if narrow and self._has_kernels(layer) else "dequantize"
         terms = None
         if layer.op in ("MatMul", "Gemm") and q is not None and q.channel_axis is not None:
             terms = q.codes.numel() // q.codes.shape[q.channel_axis]
         recurrent = layer.op in RECURRENT
-        return self.target.weight_form(weight.scheme.qtype, terms, recurrent) or "dequantize"
+        return self.target.weight_form(weight.scheme, terms, recurrent) or "dequantize"
+
+    def _has_kernels(self, layer: LayerPlan) -> bool:
+        """Whether the engine multiplies codes of the layer's activations."""
+        return layer.activations is not None and layer.activations.qtype in ("int8", "uint8")
 
     @property
     def weights(self) -> Mapping[str, WeightPlan]:

@@ -5,7 +5,7 @@ import fnmatch
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -15,13 +15,17 @@ from fewbits.planning.scheme import Per, RangeKind, Scheme
 
 IO = Literal["float", "int8", "uint8", "int16"]
 IO_TYPES: tuple[IO, ...] = ("float", "int8", "uint8", "int16")
+Effort = Literal["fast", "normal", "high"]
+EFFORTS: tuple[Effort, ...] = get_args(Effort)
+"""How much time may be spent on recipes that learn: none on learning, some, or what it takes."""
 
 
 @dataclass(frozen=True)
 class Rule:
     """Layers whose name is or matches a shell pattern, or whose operator or kind is that word, get these schemes.
 
-    ``weights`` and ``activations`` both None keep the layer in float.
+    ``@first`` and ``@last`` are the model's first and last convolution or linear layer. ``weights`` and
+    ``activations`` both None keep the layer in float.
     """
 
     match: str
@@ -40,7 +44,8 @@ class Recipe:
 
     ``smooth`` migrates activation outliers into the weights of linear layers before rounding.
     ``compensate`` rounds weights so that they make up for each other's errors, and takes what mean error is left
-    out of the bias of static layers. Both need data.
+    out of the bias of static layers. ``learn`` learns codes, steps and biases block by block, so that blocks give what
+    they gave in float. All need data.
     ``io`` is what a file whose operators hand codes to each other takes and gives: floats, or the codes themselves.
     ``float_fallback``: what such a file's engine cannot compute on codes stays in float; otherwise it is an error.
     """
@@ -50,6 +55,7 @@ class Recipe:
     description: str = ""
     smooth: bool = False
     compensate: bool = False
+    learn: bool = False
     io: IO = "float"
     float_fallback: bool = False
 
@@ -61,11 +67,11 @@ class Recipe:
     @property
     def uses_data(self) -> bool:
         """It needs data, or is better with some."""
-        return self.needs_data or self.compensate
+        return self.needs_data or self.compensate or self.learn
 
     def without_data(self) -> "Recipe":
         """The same recipe, rounding to nearest."""
-        return replace(self, smooth=False, compensate=False)
+        return replace(self, smooth=False, compensate=False, learn=False)
 
     def excluding(self, patterns: Sequence[str]) -> "Recipe":
         """The same recipe with layers that match any of these patterns kept in float."""
@@ -114,7 +120,8 @@ def assign(recipe: Recipe, info: ModelInfo) -> tuple[Assignment, ...]:
 
 
 def fitted(recipe: Recipe, info: ModelInfo) -> Recipe:
-    """A preset without those of its own rules that are for layers which the model does not have."""
+    """The recipe for this model: ``@first`` and ``@last`` by name, and no rules of a preset's own that fit nothing."""
+    recipe = _located(recipe, info)
     known = preset(recipe.name)
     own = known.rules if known is not None else ()
     kept = (
@@ -123,6 +130,16 @@ def fitted(recipe: Recipe, info: ModelInfo) -> Recipe:
         if rule not in own or rule.match == "*" or any(rule.matches(layer) for layer in info.layers)
     )
     return replace(recipe, rules=tuple(kept))
+
+
+def _located(recipe: Recipe, info: ModelInfo) -> Recipe:
+    """The recipe with the first and the last layer called by their names."""
+    layers = [layer.name for layer in info.layers if layer.kind in ("conv", "linear")]
+    if not layers:
+        return recipe
+    names = {"@first": layers[0], "@last": layers[-1]}
+    rules = (replace(rule, match=names.get(rule.match, rule.match)) for rule in recipe.rules)
+    return replace(recipe, rules=tuple(rules))
 
 
 def _unusable(activations: Scheme | None, layer: LayerInfo) -> str | None:
@@ -193,7 +210,6 @@ def _check_groups(recipe: str, assigned: Iterable[Assignment]) -> None:
 
 
 INT8_CHANNEL = Scheme("int8", per="channel")
-INT4_CHANNEL = Scheme("int4", per="channel", range="mse")
 INT8_CHANNEL_MSE = Scheme("int8", per="channel", range="mse")
 
 
@@ -201,6 +217,29 @@ def _w8a8(name: str, kind: RangeKind, description: str) -> Recipe:
     activations = Scheme("uint8", symmetric=False, range=kind)
     rules = (Rule("Gather", INT8_CHANNEL), Rule("*", INT8_CHANNEL, activations))
     return Recipe(name, rules, description, smooth=True, compensate=True)
+
+
+def _low(weight_bits: int, activation_bits: int) -> Recipe:
+    """Few bits all through, but 8 in the first and the last layer, and learned."""
+    weights = Scheme(f"int{weight_bits}", per="channel", range="mse")
+    inner = Scheme(f"uint{activation_bits}", symmetric=False, range="mse")
+    ends = INT8_CHANNEL_MSE, Scheme("uint8", symmetric=False, range="mse")
+    rules = (
+        Rule("Gather", weights),
+        Rule("@first", *ends),
+        Rule("@last", *ends),
+        Rule("*", weights, inner),
+    )
+    bits = f"weights in {weight_bits} bits, activations in {activation_bits}"
+    text = f"{bits}, the first and the last layer in 8; learned; needs data"
+    return Recipe(f"w{weight_bits}a{activation_bits}", rules, text, smooth=True, compensate=True, learn=True)
+
+
+def _few(bits: int) -> Recipe:
+    """Every weight in few bits, a scale per channel, and learned where there is data."""
+    rules = (Rule("*", Scheme(f"int{bits}", per="channel", range="mse")),)
+    text = f"every weight in {bits} bits, a scale per channel; learned where there is data, and it should have some"
+    return Recipe(f"w{bits}", rules, text, compensate=True, learn=True)
 
 
 def _w4(group_size: int) -> Recipe:
@@ -237,12 +276,6 @@ PRESETS: dict[str, Recipe] = {
             compensate=True,
         ),
         Recipe(
-            "w4",
-            (Rule("*", INT4_CHANNEL),),
-            "weights in 4 bits per channel, for .tflite; an eighth of the file; no data needed, closer with some",
-            compensate=True,
-        ),
-        Recipe(
             "w8a16",
             (Rule("Gather", INT8_CHANNEL), Rule("*", INT8_CHANNEL, Scheme("int16"))),
             "int8 weights and 16-bit activations, for .tflite; needs data; between w8a8 and float",
@@ -254,6 +287,8 @@ PRESETS: dict[str, Recipe] = {
         _w8a8("w8a8_minmax", "minmax", "the same with the observed minimum and maximum"),
         _w8a8("w8a8_percentile", "percentile", "the same with ranges that cut the outermost 0.01 %"),
         _w8a8("w8a8_entropy", "entropy", "the same with ranges of least information lost (KL)"),
+        *(_few(bits) for bits in (4, 3, 2)),
+        *(_low(*bits) for bits in ((4, 8), (4, 4), (3, 8), (2, 8))),
     )
 }
 
@@ -302,6 +337,8 @@ class _RecipeFile(BaseModel):
     description: str = ""
     smooth: bool = False
     compensate: bool = False
+    learn: bool = False
+    effort: Effort | None = None
     io: IO = "float"
     float_fallback: bool = False
     engine: str | None = None
@@ -321,6 +358,7 @@ class ResolvedRecipe:
         precision: what that engine computes the float part in.
         placement: which of the engine's ways of placing quantized activations.
         seed: of whatever is drawn at random.
+        effort: how much of it is spent on learning.
     """
 
     recipe: Recipe
@@ -328,10 +366,11 @@ class ResolvedRecipe:
     precision: str | None = None
     placement: str | None = None
     seed: int | None = None
+    effort: Effort | None = None
 
 
-WEIGHT_QTYPES = ("int8", "int4", "fp16", "bf16")
-ACTIVATION_QTYPES = ("uint8", "int16")
+WEIGHT_QTYPES = ("int8", "int4", "int3", "int2", "fp16", "bf16")
+ACTIVATION_QTYPES = ("uint8", "uint4", "int16")
 
 
 def read_recipe(name_or_path: str, weights: Sequence[str] = WEIGHT_QTYPES) -> ResolvedRecipe:
@@ -389,10 +428,13 @@ def read_recipe(name_or_path: str, weights: Sequence[str] = WEIGHT_QTYPES) -> Re
         parsed.description,
         parsed.smooth,
         parsed.compensate,
+        parsed.learn,
         parsed.io,
         parsed.float_fallback,
     )
-    return ResolvedRecipe(recipe, parsed.engine, parsed.precision, parsed.placement, parsed.seed)
+    return ResolvedRecipe(
+        recipe, parsed.engine, parsed.precision, parsed.placement, parsed.seed, parsed.effort
+    )
 
 
 def _scheme(path: Path, match: str, parsed: _SchemeFile | None, allowed: Sequence[str]) -> Scheme | None:
@@ -416,11 +458,12 @@ def write_recipe(resolved: ResolvedRecipe) -> str:
     document = tomlkit.document()
     document["name"] = recipe.name
     document["description"] = recipe.description
-    for key in ("engine", "precision", "placement", "seed"):
+    for key in ("engine", "precision", "placement", "seed", "effort"):
         if getattr(resolved, key) is not None:
             document[key] = getattr(resolved, key)
     document["smooth"] = recipe.smooth
     document["compensate"] = recipe.compensate
+    document["learn"] = recipe.learn
     if recipe.io != "float":
         document["io"] = recipe.io
     if recipe.float_fallback:

@@ -10,9 +10,12 @@ from fewbits.numerics import find
 if TYPE_CHECKING:
     from fewbits.planning.recipe import Recipe
 
-WeightForm = Literal["dequantize", "cast_mul", "cast_twice_mul"]
-"""How codes of weight-only layers are written: DequantizeLinear; Cast and Mul; or with a Cast to int32 before, which
-keeps an engine from multiplying compressed weights: it brings them back when it loads the file."""
+from fewbits.planning.scheme import Scheme
+
+WeightForm = Literal["dequantize", "widen", "cast_mul", "cast_twice_mul"]
+"""How codes are written: DequantizeLinear; that behind a Cast to int8, which engines fold, so that int8 kernels run
+codes of fewer bits; Cast and Mul; or with a Cast to int32 before, which keeps an engine from multiplying compressed
+weights: it brings them back when it loads the file."""
 
 
 @dataclass(frozen=True)
@@ -32,13 +35,14 @@ class Target:
         dynamic_lstm: so are those of an LSTM.
         rounds_activations: the engine can be told to round the activations of weight-only linear layers as they come.
         weight_forms: per weight format, the form that this engine runs fastest; a format not listed gains nothing.
+            ``int4 in groups`` and the like are formats of their own.
         wrong_odd_sums: products of compressed weights come out wrong where the sum has an odd number of terms.
         constant_recurrent: weights of recurrent layers must be constants once the file is loaded, so they are written
             in a form that is brought back then, whatever else the file holds.
         saturates: sums of two 8-bit products can overflow 16 bits (AVX2 without VNNI), so weights use 7 bits.
         codes_throughout: operators hand codes to each other: biases are integers, and nothing is divided on the way.
         integer_only: what a recipe makes static computes on integers alone, and what cannot is an error.
-        activation_bits: of static activations that it has kernels for.
+        activation_bits: of static activations that it has kernels for, or that gain nothing but are right.
         blocks: it multiplies weights that have a scale for each of several groups in a channel.
     """
 
@@ -75,7 +79,7 @@ class Target:
                 continue
             if weights.per == "group" and not self.blocks:
                 return f"{self.engine} takes weights with a scale per channel or tensor, not in groups"
-            if self.weight_form(weights.qtype) is None:
+            if self.weight_form(weights) is None:
                 forms = ", ".join(qtype for qtype, _ in self.weight_forms)
                 return f"{self.engine} takes weights in {forms}, not in {weights.qtype}"
         if recipe.io != "float" and not (recipe.needs_data and self.codes_throughout):
@@ -86,12 +90,15 @@ class Target:
         """Whether int8 kernels multiply activations of that operator, quantized as they come."""
         return self.dynamic_lstm if op == "LSTM" else self.dynamic_int8
 
-    def weight_form(self, qtype: str, terms: int | None = None, recurrent: bool = False) -> WeightForm | None:
-        """The form for weights of that format; None where this engine has none worth writing.
+    def weight_form(
+        self, weights: Scheme, terms: int | None = None, recurrent: bool = False
+    ) -> WeightForm | None:
+        """The form for weights of that scheme; None where this engine has none worth writing.
 
         ``terms``: of each sum that a linear layer computes. ``recurrent``: they are those of a recurrent layer.
         """
-        form = dict(self.weight_forms).get(qtype)
+        name = f"{weights.qtype} in groups" if weights.per == "group" else weights.qtype
+        form = dict(self.weight_forms).get(name)
         odd = self.wrong_odd_sums and terms is not None and terms % 2 == 1
         constant = self.constant_recurrent and recurrent
         return "cast_twice_mul" if (odd or constant) and form == "cast_mul" else form

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fewbits.methods.gptq import damped_moment, round_with_compensation
+from fewbits.numerics import quantize
 
 
 def problem(seed, rows=16, columns=24, samples=400):
@@ -50,7 +51,7 @@ def one_by_one(weight, covariance, scale, limit):
 def test_it_is_solving_for_the_columns_that_are_left(columns):
     weight, inputs, scale = problem(columns, columns=columns)
     covariance = damped_moment(inputs, 0.01, centered=True)
-    codes = round_with_compensation(weight, covariance, scale / 7, -7, 7)
+    codes = round_with_compensation(weight, covariance, (scale / 7)[:, None], -7, 7)
     expected = one_by_one(weight, covariance, scale / 7, 7)
     # A value halfway between two codes may go either way in float32, and what follows with it.
     same = (codes.numpy() == expected).all(axis=1)
@@ -65,7 +66,7 @@ def test_examples_lose_less_than_by_rounding_to_nearest(columns, limit):
     for seed in range(30):
         weight, inputs, scale = problem(seed, columns=columns)
         covariance = damped_moment(inputs, 0.0, centered=True)
-        codes = round_with_compensation(weight, covariance, scale / limit, -limit, limit)
+        codes = round_with_compensation(weight, covariance, (scale / limit)[:, None], -limit, limit)
         assert torch.equal(codes, codes.round())
         assert codes.abs().max() <= limit
         plain = lost(weight, nearest(weight, scale / limit, limit), scale / limit, covariance)
@@ -84,7 +85,7 @@ def test_tiny_cases_come_close_to_the_best_of_all_roundings():
         weight, inputs, scale = problem(seed, rows=1, columns=4)
         covariance = damped_moment(inputs, 0.0, centered=True)
         step = scale / 2
-        codes = round_with_compensation(weight, covariance, step, -2, 2)
+        codes = round_with_compensation(weight, covariance, step[:, None], -2, 2)
         losses = lost(weight.expand(len(every), 4), every, step.expand(len(every)), covariance)
         mine = float(lost(weight, codes, step, covariance))
         least = float(losses.min())
@@ -100,16 +101,18 @@ def test_tiny_cases_come_close_to_the_best_of_all_roundings():
 def test_inputs_that_do_not_move_together_leave_nothing_to_make_up_for():
     weight, _, scale = problem(0)
     covariance = torch.diag(torch.linspace(0.1, 3, weight.shape[1]))
-    codes = round_with_compensation(weight, covariance, scale / 7, -7, 7)
+    codes = round_with_compensation(weight, covariance, (scale / 7)[:, None], -7, 7)
     assert torch.equal(codes, nearest(weight, scale / 7, 7))
 
 
 def test_the_order_of_columns_changes_nothing():
     weight, inputs, scale = problem(0)
     covariance = damped_moment(inputs, 0.01, centered=True)
-    codes = round_with_compensation(weight, covariance, scale / 7, -7, 7)
+    codes = round_with_compensation(weight, covariance, (scale / 7)[:, None], -7, 7)
     turned = torch.randperm(weight.shape[1], generator=torch.Generator().manual_seed(0))
-    again = round_with_compensation(weight[:, turned], covariance[turned][:, turned], scale / 7, -7, 7)
+    again = round_with_compensation(
+        weight[:, turned], covariance[turned][:, turned], (scale / 7)[:, None], -7, 7
+    )
     assert (again == codes[:, turned]).float().mean() > 0.97
 
 
@@ -118,7 +121,7 @@ def test_what_goes_in_is_left_alone():
     before = [one.clone() for one in (weight, inputs, scale)]
     covariance = damped_moment(inputs, 0.01, centered=True)
     kept = covariance.clone()
-    round_with_compensation(weight, covariance, scale, -7, 7)
+    round_with_compensation(weight, covariance, scale[:, None], -7, 7)
     assert all(
         torch.equal(*pair) for pair in zip([*before, kept], [weight, inputs, scale, covariance], strict=True)
     )
@@ -141,7 +144,28 @@ def test_covariance_is_numpys_with_noise_on_its_diagonal(seed, noise):
 def test_inputs_that_say_little_still_give_a_rounding(inputs):
     weight = torch.randn(4, 8, generator=torch.Generator().manual_seed(1))
     scale = weight.abs().amax(dim=1) / 7
-    codes = round_with_compensation(weight, damped_moment(inputs, 0.0, centered=True), scale, -7, 7)
+    codes = round_with_compensation(weight, damped_moment(inputs, 0.0, centered=True), scale[:, None], -7, 7)
     assert torch.isfinite(codes).all()
     if not inputs.std() > 0:
         assert torch.equal(codes, nearest(weight, scale, 7))
+
+
+def test_groups_of_columns_have_steps_of_their_own():
+    weight, inputs, _ = problem(3, columns=64)
+    weight = weight * torch.tensor([1.0, 20.0, 0.1, 3.0]).repeat_interleave(16)
+    q = quantize(weight, "int3", channel_axis=0, group_size=16, search="mse")
+    steps = q.layout.spread(q.scale).expand(-1, -1, 16).reshape(weight.shape)
+    covariance = damped_moment(inputs, 0.0, centered=True)
+    # In units of the steps, it is the same problem as with one step for a row.
+    alone = round_with_compensation(weight[:1], covariance, steps[:1], -3, 3)
+    in_steps = covariance * steps[0] * steps[0][:, None]
+    assert torch.equal(
+        alone, round_with_compensation(weight[:1] / steps[:1], in_steps, torch.ones(1, 1), -3, 3)
+    )
+    codes = round_with_compensation(weight, covariance, steps, -3, 3)
+    error = (codes * steps - weight).double()
+    plain = (q.dequantize() - weight).double()
+    mine, nearest_ones = (
+        torch.einsum("ri,ij,rj->r", one, covariance.double(), one) for one in (error, plain)
+    )
+    assert mine.sum() < 0.6 * nearest_ones.sum()

@@ -224,6 +224,10 @@ def test_data_is_needed_where_ranges_are_known_in_advance():
         "w8a8_minmax",
         "w8a8_percentile",
         "w8a8_entropy",
+        "w4a8",
+        "w4a4",
+        "w3a8",
+        "w2a8",
     ]
 
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 ONNX_TYPES = {
     "fp16": "FLOAT16",
     "bf16": "BFLOAT16",
+    "int2": "INT4",  # ONNX has it since opset 25, which OpenVINO does not read
+    "int3": "INT4",
     "int4": "INT4",
     "uint4": "UINT4",
     "int8": "INT8",
@@ -28,7 +30,7 @@ ONNX_TYPES = {
     "uint16": "UINT16",
     "int32": "INT32",
 }
-"""Our formats in ONNX's words."""
+"""Our formats in ONNX's words, or the next wider one."""
 
 MICROSOFT = "com.microsoft"
 """The domain of ONNX Runtime's contributed operators."""
@@ -141,8 +143,8 @@ class Encoder:
         if plan.codes is None:
             stored = self.constant(f"{stem}_{plan.scheme.qtype}", narrow(plan), plan.scheme.qtype)
             return self.node("Cast", [stored], before, f"{stem}_f32", like, to=_float32())
-        if form == "dequantize":
-            return self._dequantize(stem, plan.codes, before, like)
+        if form in ("dequantize", "widen"):
+            return self._dequantize(stem, plan.codes, before, like, widen=form == "widen")
         return self._cast_mul(stem, plan.codes, before, like, through_int32=form == "cast_twice_mul")
 
     def dynamic(self, stem: str, plan: WeightPlan, node: ir.Node) -> ir.Value:
@@ -229,9 +231,14 @@ class Encoder:
             "DequantizeLinear", [*self._quantize_dynamically(value, before)], before, name, value
         )
 
-    def _dequantize(self, name: str, q: QTensor, before: ir.Node, like: ir.Value) -> ir.Value:
+    def _dequantize(
+        self, name: str, q: QTensor, before: ir.Node, like: ir.Value, widen: bool = False
+    ) -> ir.Value:
+        codes = self.constant(f"{name}_codes", q.codes.numpy(), q.qtype.name, before.graph)
+        if widen:
+            codes = self.node("Cast", [codes], before, f"{name}_int8", like, "int8", to=_int8())
         inputs = [
-            self.constant(f"{name}_codes", q.codes.numpy(), q.qtype.name, before.graph),
+            codes,
             self.constant(f"{name}_scale", _parameter(name, q, _scale(name, q)), graph=before.graph),
         ]
         if q.zero_point is not None:
@@ -297,8 +304,10 @@ def gather_rows(encoder: Encoder, name: str, plan: WeightPlan, node: ir.Node) ->
         raise InputError(
             f"embedding {name!r}: rows are gathered as codes, which needs a symmetric scale per row"
         )
-    codes = encoder.constant(f"{name}_codes", q.codes.numpy(), q.qtype.name)
-    rows = encoder.node("Gather", [codes, indices], node, f"{like.name}_rows", like, q.qtype.name)
+    codes, qtype = encoder.constant(f"{name}_codes", q.codes.numpy(), q.qtype.name), q.qtype.name
+    if q.qtype.bits < 8:  # no engine gathers half bytes; they fold this at load
+        codes, qtype = encoder.node("Cast", [codes], node, f"{name}_int8", codes, "int8", to=_int8()), "int8"
+    rows = encoder.node("Gather", [codes, indices], node, f"{like.name}_rows", like, qtype)
     wide = encoder.node("Cast", [rows], node, f"{like.name}_cast", like, to=_float32())
     column = encoder.constant(f"{name}_step", _spread(q, _scale(name, q)))
     scale = encoder.node("Gather", [column, indices], node, f"{like.name}_row_step", like)
@@ -310,6 +319,12 @@ def _float32() -> int:
     import onnx_ir as ir
 
     return int(ir.DataType.FLOAT)
+
+
+def _int8() -> int:
+    import onnx_ir as ir
+
+    return int(ir.DataType.INT8)
 
 
 def _int32() -> int:

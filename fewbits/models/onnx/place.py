@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from fewbits.numerics import find
 from fewbits.planning.plan import Edge, Placement, Site
 from fewbits.planning.recipe import Assignment
 from fewbits.planning.target import Target
@@ -32,7 +33,9 @@ def place(graph: ir.Graph, assigned: Iterable[Assignment], target: Target) -> Pl
     assigned = tuple(assigned)
     static = [a for a in assigned if a.activations is not None and not a.activations.dynamic]
     wanted = _Wanted()
-    convolutions = [nodes[a.layer.node] for a in static if a.layer.kind == "conv"]
+    # Codes of fewer bits than kernels multiply gain nothing by staying codes between layers.
+    on_codes = all(find(a.activations.qtype).bits == 8 for a in static if a.activations is not None)
+    convolutions = [nodes[a.layer.node] for a in static if a.layer.kind == "conv" and on_codes]
     for a in static:
         if a.layer.kind == "matmul":  # attention: measured no faster on codes in any engine, and 2 dB worse
             continue

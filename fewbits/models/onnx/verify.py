@@ -91,7 +91,9 @@ class _Stored:
 
     def expect_dequantized(self, codes: str, axis: int | None, group_size: int | None) -> None:
         """Where DequantizeLinear reads these codes, their scales run along that axis."""
-        for node in self.readers.get(self.names(codes), ()):
+        readers = self.readers.get(self.names(codes), ())
+        behind = [use.node for node in readers if node.op_type == "Cast" for use in node.outputs[0].uses()]
+        for node in (*readers, *behind):
             if node.op_type == "DequantizeLinear":
                 wanted = {"axis": axis, "block_size": group_size}
                 for name, value in wanted.items():

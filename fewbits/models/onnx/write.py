@@ -53,12 +53,18 @@ def _needed_opset(graph: ir.Graph) -> int:
     for node in all_nodes(graph):
         if node.op_type in ("QuantizeLinear", "DequantizeLinear") and node.domain == "":
             blocked = "block_size" in node.attributes
-            narrow = any(v is not None and v.dtype is not None and v.dtype.bitwidth < 8 for v in node.inputs)
+            narrow = any(map(_below_a_byte, node.inputs))
             needed = max(needed, BLOCKED_OPSET if blocked or narrow else PER_AXIS_OPSET)
         if node.op_type == "DynamicQuantizeLinear":
             needed = max(needed, DYNAMIC_OPSET)
+        if node.op_type == "Cast" and any(_below_a_byte(v) for v in node.inputs):
+            needed = max(needed, BLOCKED_OPSET)
         if node.op_type == "Cast" and any(
             v is not None and v.dtype and v.dtype.name == "BFLOAT16" for v in node.inputs
         ):
             needed = max(needed, PER_AXIS_OPSET)
     return needed
+
+
+def _below_a_byte(value: ir.Value | None) -> bool:
+    return value is not None and value.dtype is not None and value.dtype.bitwidth < 8

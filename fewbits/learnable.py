@@ -1,0 +1,184 @@
+"""A plan as quantizers that learn, standing between a network's tensors and its nodes; and a plan again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from fewbits.decide import code_limits, with_bias
+from fewbits.methods.learned import Learned, LearnedCodes, LearnedShift, LearnedStep
+from fewbits.models.model import Model
+from fewbits.models.network import Network, Place
+from fewbits.numerics import cast, find
+from fewbits.planning.plan import ActivationPlan, BiasPlan, LayerPlan, Plan, WeightPlan
+
+LEARNED_KINDS = ("conv", "linear")  # the rows of a table depend on nothing but themselves
+
+
+class Learnable:
+    """What a plan does to a network's tensors, with gradients.
+
+    Weights that several layers read as the same codes stay one, and so do steps that several sites share.
+
+    Args:
+        model: what the plan is for.
+        network: the same model in torch.
+        plan: to begin with.
+
+    Attributes:
+        reads: what stands before each place of the network, for :meth:`Network.run`.
+    """
+
+    def __init__(self, model: Model, network: Network, plan: Plan) -> None:
+        self._model, self._network, self._plan = model, network, plan
+        self._infos = {layer.node: layer for layer in model.info.layers}
+        self._inputs = inputs_of(plan.activations)
+        self._weights: list[tuple[WeightPlan, LearnedCodes]] = []
+        self._steps: dict[tuple[str, float, int], LearnedStep] = {}
+        self._biases: dict[str, LearnedShift] = {}
+        self._open: dict[Place, Learned] = {}
+        self.reads: dict[Place, Callable[[Tensor], Tensor]] = {}
+        for layer in plan.layers:
+            for weight in layer.weights:
+                self._add_weight(layer, weight)
+            if self._codes(layer) is not None:
+                self._add_bias(layer)
+        for activation in plan.activations:
+            self._add_activation(activation)
+
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        """The layers whose weights learn, by their nodes."""
+        return tuple(layer.node for layer in self._plan.layers if self._codes(layer) is not None)
+
+    def open(self, nodes: Collection[str]) -> tuple[Learned, ...]:
+        """What learns before these nodes and has not been closed, each once."""
+        found = {id(one): one for (node, _), one in self._open.items() if node in nodes}
+        return tuple(found.values())
+
+    def close(self, learned: Collection[Learned]) -> None:
+        """These have learned enough."""
+        closed = {id(one) for one in learned}
+        self._open = {place: one for place, one in self._open.items() if id(one) not in closed}
+
+    def plan(self) -> Plan:
+        """The plan with what was learned."""
+        activations = tuple(
+            replace(one, scale=float(self._step(one).step.detach())) for one in self._plan.activations
+        )
+        inputs = inputs_of(activations)
+        layers = tuple(self._learned_layer(layer, inputs.get(layer.node)) for layer in self._plan.layers)
+        return replace(self._plan, layers=layers, activations=activations)
+
+    def _add_weight(self, layer: LayerPlan, weight: WeightPlan) -> None:
+        place = self._network.place(layer.node, weight.name)
+        q = weight.codes
+        if not self._learns(layer, weight):
+            values = cast(torch.from_numpy(weight.values), weight.scheme.qtype) if q is None else q
+            fixed = values.dequantize()
+            self.reads[place] = lambda tensor: fixed
+            return
+        assert q is not None and q.scale is not None
+        layout = q.layout
+        learned = next((one for plan, one in self._weights if _same(plan, weight)), None)
+        if learned is None:
+            low, high = code_limits(weight.scheme, self._plan.target)
+            assert low is not None and high is not None
+            rows = layout.split(torch.from_numpy(weight.values))
+            learned = LearnedCodes(rows, layout.split(q.codes), layout.spread(q.scale), low, high)
+            self._weights.append((weight, learned))
+        self._open[place] = learned
+        self.reads[place] = lambda tensor: layout.join(learned(tensor))
+
+    def _learns(self, layer: LayerPlan, weight: WeightPlan) -> bool:
+        q = weight.codes
+        return (
+            self._infos[layer.node].kind in LEARNED_KINDS
+            and q is not None
+            and q.qtype.kind == "int"
+            and q.scale is not None
+            and q.zero_point is None
+            and q.free_zero_point is None
+        )
+
+    def _codes(self, layer: LayerPlan) -> LearnedCodes | None:
+        """The learned codes of a layer's weight."""
+        if not layer.weights or not self._learns(layer, layer.weights[0]):
+            return None
+        return next(one for plan, one in self._weights if _same(plan, layer.weights[0]))
+
+    def _add_bias(self, layer: LayerPlan) -> None:
+        info = self._infos[layer.node]
+        q = layer.weights[0].codes
+        if info.bias is None or q is None or q.scale is None:
+            return
+        values = self._model.weight(info.bias) if layer.bias is None else layer.bias.values
+        if layer.node in self._inputs and layer.bias is None:
+            return  # it cannot be written in the scale of the layer's products
+        weight = torch.from_numpy(layer.weights[0].values).movedim(info.weights[0].channel_axis, 0)
+        learned = LearnedShift(torch.from_numpy(values), weight.flatten(1).norm(dim=1))
+        self._biases[layer.node] = learned
+        place = self._network.place(layer.node, info.bias)
+        self._open[place] = self.reads[place] = learned
+
+    def _add_activation(self, plan: ActivationPlan) -> None:
+        learned = self._step(plan)
+        read: Callable[[Tensor], Tensor] = learned
+        if plan.smoothing is not None:
+            divisor = torch.from_numpy(plan.smoothing)
+            read = lambda tensor: learned(tensor / divisor)  # noqa: E731 - one function for all readers
+        for edge in plan.site.readers:
+            self._open[edge.node, edge.index] = learned
+            self.reads[edge.node, edge.index] = read
+
+    def _step(self, plan: ActivationPlan) -> LearnedStep:
+        key = plan.site.range_of, plan.scale, plan.zero_point
+        row = find(plan.qtype)
+        return self._steps.setdefault(key, LearnedStep(plan.scale, plan.zero_point, row.qmin, row.qmax))
+
+    def _learned_layer(self, layer: LayerPlan, activation: ActivationPlan | None) -> LayerPlan:
+        learned = self._codes(layer)
+        if learned is None:
+            return layer
+        weight, bias = _rounded(layer.weights[0], learned), layer.bias
+        if layer.node in self._biases:
+            info = self._infos[layer.node]
+            values = self._biases[layer.node].values.detach().numpy()
+            if activation is not None:
+                weight, bias = with_bias(info, weight, values, activation, self._plan.target)
+            elif info.bias is not None:
+                bias = BiasPlan(info.bias, values, None)
+        return replace(layer, weights=(weight, *layer.weights[1:]), bias=bias)
+
+
+def inputs_of(activations: Collection[ActivationPlan]) -> Mapping[str, ActivationPlan]:
+    """The quantized activation that each layer multiplies, by its node."""
+    return {
+        edge.node: activation
+        for activation in activations
+        for edge in (*activation.site.readers, *activation.site.through)
+    }
+
+
+def _rounded(plan: WeightPlan, learned: LearnedCodes) -> WeightPlan:
+    q = plan.codes
+    assert q is not None and q.scale is not None
+    layout = q.layout
+    with torch.no_grad():
+        codes = layout.join(learned.codes).to(q.codes.dtype)
+        scale = learned.step.reshape(layout.parameter_shape)
+        return replace(plan, codes=replace(q, codes=codes, scale=scale))
+
+
+def _same(a: WeightPlan, b: WeightPlan) -> bool:
+    """One tensor in one representation."""
+    if a is b:
+        return True
+    if a.name != b.name or a.codes is None or b.codes is None:
+        return False
+    first, second = a.codes.scale, b.codes.scale
+    same_steps = first is not None and second is not None and torch.equal(first, second)
+    return same_steps and torch.equal(a.codes.codes, b.codes.codes)

@@ -1,0 +1,147 @@
+"""Quantizers that learn: what is rounded, steps and codebooks get gradients.
+
+Rounding passes its gradient straight through, so a weight may leave the two codes next to where it began, as in
+Hubara et al. 2021, "Accurate Post Training Quantization with Small Calibration Sets" (arXiv:2006.10518). Steps get the
+gradient of Esser et al. 2020, "Learned Step Size Quantization" (arXiv:1902.08153).
+
+Everything is learned in a unit of its own (a weight in steps, a step as the logarithm of what it is multiplied by), so
+that one rate suits all layers.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+RATES = {"places": 0.05, "stretch": 0.003, "shift": 0.002}
+"""What one step of Adam moves at first: a weight by part of a code, a step by part of itself, a bias by part of the
+norm of its channel's weights."""
+
+
+class Learned(Protocol):
+    """Something that stands between a tensor and what reads it."""
+
+    @property
+    def parameters(self) -> dict[str, Tensor]:
+        """What is learned, by the kind that its rate goes by; leaves that need gradients, changed in place."""
+        ...
+
+    def begin(self) -> None:
+        """Leave what was there before for where learning begins."""
+        ...
+
+    def __call__(self, tensor: Tensor) -> Tensor:
+        """The tensor as it is read, with gradients."""
+        ...
+
+
+class LearnedCodes:
+    """A weight on its way to integer codes.
+
+    Args:
+        values: float32, the weight, in any shape.
+        codes: integers in the same shape, those it has until :meth:`begin`.
+        step: float32, broadcasts against ``values``: of the whole, of a channel or of a group.
+        low, high: the codes allowed.
+    """
+
+    def __init__(self, values: Tensor, codes: Tensor, step: Tensor, low: int, high: int) -> None:
+        self._values, self._step, self._low, self._high = values, step, low, high
+        self.parameters = {
+            "places": codes.float().requires_grad_(),
+            "stretch": torch.zeros_like(step).requires_grad_(),
+        }
+
+    def begin(self) -> None:
+        """Move every weight from the middle of its code to where its value lies."""
+        with torch.no_grad():
+            self.parameters["places"].copy_(self._values / self._step)
+
+    @property
+    def codes(self) -> Tensor:
+        """Integers in float32, with gradients."""
+        places = (self.parameters["places"] / self.parameters["stretch"].exp()).clamp(self._low, self._high)
+        return _straight(places.round(), places)
+
+    @property
+    def step(self) -> Tensor:
+        """The step as it is now, float32 in the shape it was given in, with gradients."""
+        return self._step * self.parameters["stretch"].exp()
+
+    def __call__(self, tensor: Tensor) -> Tensor:
+        """What the codes stand for, in the shape of the weight, whatever ``tensor`` holds."""
+        return self.codes * self.step
+
+
+class LearnedStep:
+    """An activation on a uniform grid with one step and a fixed zero point.
+
+    Args:
+        step: the step to begin with.
+        zero_point, low, high: integers; the code of zero, and the codes allowed.
+    """
+
+    def __init__(self, step: float, zero_point: int, low: int, high: int) -> None:
+        self._first, self._zero_point, self._low, self._high = step, zero_point, low, high
+        self.parameters = {"stretch": torch.zeros(()).requires_grad_()}
+
+    @property
+    def step(self) -> Tensor:
+        """The step as it is now, float32 scalar with gradients."""
+        return self._first * self.parameters["stretch"].exp()
+
+    def begin(self) -> None:
+        """It begins where it is."""
+
+    def __call__(self, tensor: Tensor) -> Tensor:
+        """The activation, any shape, as its codes stand for it."""
+        result: Tensor = _FakeQuantize.apply(tensor, self.step, self._zero_point, self._low, self._high)
+        return result
+
+
+class LearnedShift:
+    """A bias; ``unit``, float32 of its shape, is what one part of it is large against."""
+
+    def __init__(self, values: Tensor, unit: Tensor) -> None:
+        self._values, self._unit = values, unit
+        self.parameters = {"shift": torch.zeros_like(values).requires_grad_()}
+
+    @property
+    def values(self) -> Tensor:
+        """The bias as it is now, with gradients."""
+        return self._values + self.parameters["shift"] * self._unit
+
+    def begin(self) -> None:
+        """It begins where it is."""
+
+    def __call__(self, tensor: Tensor) -> Tensor:
+        """The bias, whatever ``tensor`` holds."""
+        return self.values
+
+
+class _FakeQuantize(torch.autograd.Function):
+    """A tensor on a uniform grid in one pass, and its gradients in few."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, step: Tensor, zero_point: int, low: int, high: int) -> Tensor:  # type: ignore[no-untyped-def]
+        size = float(step)
+        y = torch.fake_quantize_per_tensor_affine(x, size, zero_point, low, high)
+        ctx.save_for_backward(x, y, step)
+        ctx.ends = (low - zero_point) * size, (high - zero_point) * size
+        return y
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):  # type: ignore[no-untyped-def]
+        x, y, step = ctx.saved_tensors
+        bottom, top = ctx.ends
+        inside = gradient * ((x >= bottom) & (x <= top))
+        # Inside, rounding moved x by y - x, in proportion to the step; outside, y is a number of steps.
+        of_step = ((gradient * y).sum() - (inside * x).sum()) / step
+        return inside, of_step, None, None, None
+
+
+def _straight(rounded: Tensor, x: Tensor) -> Tensor:
+    """``rounded`` with the gradient of ``x``."""
+    return x + (rounded - x).detach()
