@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-keras check bench bench-numerics bench-capabilities bench-tflite bench-modules clean
+.PHONY: demo test test-keras check bench bench-numerics bench-capabilities bench-tflite bench-modules bench-accuracy clean
 
 demo: $(VENV)/installed
 	$(BIN)/fewbits demo
@@ -33,6 +33,9 @@ bench-capabilities: $(VENV)/installed-bench
 
 bench-modules: $(VENV)/installed-bench
 	$(BIN)/python -m bench.modules
+
+bench-accuracy: $(VENV)/installed-bench
+	$(BIN)/python -m bench.accuracy
 
 $(VENV)/installed: requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "fewbits needs Python 3.11 or newer, and $(PYTHON) is " + sys.version.split()[0])'

@@ -59,6 +59,29 @@ def smallest(source: str, calibration: str, recipe: str, out: str) -> str:
     return str(saved(result.folder)[0])
 
 
+def learned(source: str, calibration: str, recipe: str, out: str) -> dict[str, Any]:
+    """What a recipe gives at effort high, for quality, and the seconds from reading to the written file."""
+    import fewbits as fb
+    from fewbits.loaded import saved
+
+    result = fb.compress(
+        source,
+        calibration,
+        recipe=recipe,
+        engine="onnxruntime",
+        effort="high",
+        max_drop="100%",
+        max_size=SMALLER,
+        prefer="quality",
+        threads=THREADS,
+        out=_place(out),
+    )
+    path, settings = saved(result.folder)
+    took = result.report.timings_s
+    spent = sum(took.get(stage, 0.0) for stage in ("load", "observe", "learn", "write"))
+    return {"path": str(path), "settings": asdict(settings), "seconds": spent}
+
+
 def refusal(source: str, calibration: str, precision: str, out: str) -> list[str]:
     """What the report of recipe auto gives as reasons against the original at a float precision."""
     import fewbits as fb
