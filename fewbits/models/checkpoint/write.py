@@ -28,6 +28,8 @@ from fewbits.models.checkpoint.stored import (
     write_bytes,
 )
 
+BLOCK = 1 << 16  # elements that are compared at a time
+
 Told = Callable[[int, int], None]
 """Called with the bytes read so far, and the bytes to read in all."""
 
@@ -255,16 +257,13 @@ def _same(one: TensorPlan, written: Tensor | None, read: Tensor | None) -> None:
 
 
 def _energy(values: Tensor, loaded: Tensor) -> Energy:
-    before, after = values.float().reshape(-1), loaded.float().reshape(-1)
-    return Energy(_squares(before), _squares(after.sub_(before)))
-
-
-def _squares(values: Tensor) -> float:
-    """The sum of squares, its parts in float32 and their sum in float64."""
-    blocks = values.split(1 << 16)
-    return (
-        float(torch.stack([block.square().sum() for block in blocks]).double().sum()) if len(values) else 0.0
-    )
+    """Of a slice, in float32 block by block, which stay in the processor's cache, and the blocks' sums in float64."""
+    total = Energy()
+    for before, after in zip(values.reshape(-1).split(BLOCK), loaded.reshape(-1).split(BLOCK), strict=True):
+        signal, again = before.float(), after.float()
+        noise = again - signal
+        total += Energy(float(torch.dot(signal, signal)), float(torch.dot(noise, noise)))
+    return total
 
 
 def _beside(checkpoint: Checkpoint, plan: CheckpointPlan, folder: Path, shards: Mapping[Path, Shard]) -> None:
