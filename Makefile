@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-keras check bench bench-numerics bench-capabilities bench-tflite bench-modules bench-accuracy clean
+.PHONY: demo test test-keras test-torch-tflite check bench bench-numerics bench-capabilities bench-tflite bench-modules bench-accuracy clean
 
 demo: $(VENV)/installed
 	$(BIN)/fewbits demo
@@ -12,6 +12,9 @@ test: $(VENV)/installed
 
 test-keras: $(VENV)/installed-keras
 	$(BIN)/python -m pytest tests/test_from_keras.py tests/models/test_keras_archive.py
+
+test-torch-tflite: $(VENV)-torch-tflite/installed
+	$(VENV)-torch-tflite/bin/python -m pytest tests/models/test_torch_litert.py
 
 check: $(VENV)/installed
 	$(BIN)/ruff format --check .
@@ -52,5 +55,11 @@ $(VENV)/installed-keras: $(VENV)/installed requirements-keras.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-keras.lock
 	touch $@
 
+$(VENV)-torch-tflite/installed: requirements-torch-tflite.lock pyproject.toml
+	$(PYTHON) -m venv $(VENV)-torch-tflite
+	$(VENV)-torch-tflite/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-torch-tflite.lock
+	$(VENV)-torch-tflite/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $@
+
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(VENV)-torch-tflite

@@ -77,11 +77,9 @@ def open_source(
             f"{what}: state and batch axes are for models in files; export the module (torch.onnx.export(..., "
             "dynamo=True)), and give the .onnx file"
         )
-    if to == "tflite":
-        raise InputError(f"{what}: a PyTorch module is exported to onnx only; leave the format out")
     progress("export", 0, 0)
     with one_torch_thread():
-        return _exported(module, name, what, data, eval, folder)
+        return _exported(module, name, what, data, eval, folder, "tflite" if to == "tflite" else "onnx")
 
 
 def _module(model: Any, arch: Arch | None) -> tuple[str, nn.Module | None]:
@@ -107,13 +105,13 @@ def _module(model: Any, arch: Arch | None) -> tuple[str, nn.Module | None]:
 
 
 def _exported(
-    module: nn.Module, name: str, what: str, data: Any, eval: Any, folder: Path
+    module: nn.Module, name: str, what: str, data: Any, eval: Any, folder: Path, to: str
 ) -> tuple[Path, Origin]:
     from fewbits.models.torch.export import at_rest, check_module, save_program
 
     check_module(module, what)
     samples, natural = _samples(module, what, data if data is not None else eval)
-    path, program_path = folder / f"{name.rpartition('.')[2]}.onnx", folder / "original.pt2"
+    path, program_path = folder / f"{name.rpartition('.')[2]}.{to}", folder / "original.pt2"
     with at_rest(module):
         feeds, structure = _example(module, what, samples, natural)
         program, note = _compared(module, what, samples, feeds, structure, path)
@@ -189,13 +187,18 @@ def _compared(
 ) -> tuple[ExportedProgram, str | None]:
     """Exported for any number of samples at a time, or where that is not possible for one number, with a note."""
     from fewbits.models.torch.export import export, run, takes_any_batch, write_onnx
+    from fewbits.models.torch.litert import write_tflite
 
     size = _count(feeds)
+    to_onnx = path.suffix == ".onnx"
+    write = write_onnx if to_onnx else write_tflite
     why = "torch.export recorded what its forward does for that number only"
-    if size > 1:
+    if not to_onnx:
+        why = "LiteRT's converter fixes it"
+    elif size > 1:
         program = export(module, feeds, what, dynamic=True)
         if takes_any_batch(program):
-            write_onnx(program, path, tuple(feeds), structure.tensors, what)
+            write(program, path, tuple(feeds), structure.tensors, what)
             several = samples.first(COMPARED_SAMPLES)
             parts = [_part(several, 0, size), _part(several, size, None), _part(several, 0, 1)]
             different = _difference(module, what, path, parts, structure)
@@ -211,7 +214,7 @@ def _compared(
     except Exception:  # whatever it is: one sample at a time is not what this forward takes
         why = "its forward takes no other number"
     program = export(module, feeds, what, dynamic=False)
-    write_onnx(program, path, tuple(feeds), structure.tensors, what)
+    write(program, path, tuple(feeds), structure.tensors, what)
     size = _count(feeds)
     parts = [part for part, _ in zip(_batches(samples, size), range(COMPARED_SAMPLES), strict=False)]
     if (different := _difference(module, what, path, parts, structure)) is not None:
@@ -237,7 +240,7 @@ def _difference(
             expected = structure.take_apart(run(module, feeds))
             got = session.run(feeds)
         except Exception as error:
-            return f"{what}: exported to ONNX, it cannot run {_count(feeds)} samples: {error}"
+            return f"{what}: exported, it cannot run {_count(feeds)} samples: {error}"
         for name, tensor in expected.items():
             far = distance(tensor.numpy(), got[name])
             if far is not None:
@@ -251,7 +254,7 @@ def _difference(
 def _session(what: str, path: Path) -> Session:
     """The exported file in the first engine that reads it."""
     errors = []
-    for name, engine in available().items():
+    for name, engine in available(path.suffix[1:]).items():
         try:
             return engine.compile(path, EngineSettings(name, "f32", cpu().physical_cores))
         except EngineError as error:

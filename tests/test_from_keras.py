@@ -18,7 +18,8 @@ import fewbits as fb
 from fewbits.engines.engine import literal_session
 from fewbits.errors import InputError
 from fewbits.from_keras import from_keras, is_keras
-from fewbits.models.keras import convert as conversion
+from fewbits.models import conversion
+from fewbits.models.keras.convert import convert
 
 
 def net():
@@ -98,12 +99,12 @@ def test_a_converter_that_hangs_crashes_or_eats_memory_is_one_line(saved, tmp_pa
     with monkeypatch.context() as patch:
         patch.setattr(conversion, "TIME_LIMIT_S", 0.01)
         with pytest.raises(InputError, match=r"net\.keras: the converter was not done in 0\.01 s"):
-            conversion.convert(saved, "onnx", tmp_path)
+            convert(saved, "onnx", tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(conversion, "MEMORY_LIMIT", 0)
         patch.setattr(conversion, "MEMORY_TIMES", 0)
         with pytest.raises(InputError, match=r"net\.keras: .*(memory|crashed|cannot)"):
-            conversion.convert(saved, "onnx", tmp_path)
+            convert(saved, "onnx", tmp_path)
 
 
 def test_is_keras_asks_nothing_of_other_models(tmp_path):

@@ -6,7 +6,9 @@ given for a number is stored as None, so the JSON never holds either. Keys may b
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
@@ -14,6 +16,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, mo
 from fewbits.errors import InputError
 
 VERSION: Literal[1] = 1
+UNKNOWN_KEY = "extra_forbidden"
 
 
 def _finite_or_none(value: Any) -> Any:
@@ -21,6 +24,17 @@ def _finite_or_none(value: Any) -> Any:
     if hasattr(value, "item") and not isinstance(value, (int, float)):
         value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _without(document: Any, errors: Iterable[Mapping[str, Any]]) -> Any:
+    """A parsed report without the keys that errors call unknown."""
+    for error in errors:
+        if error["type"] == UNKNOWN_KEY:
+            place = document
+            for step in error["loc"][:-1]:
+                place = place[step]
+            del place[error["loc"][-1]]
+    return document
 
 
 def _plain(value: Any) -> Any:
@@ -378,9 +392,13 @@ class Report(Record):
             InputError: `text` is not a report of version 1.
         """
         try:
-            return cls.model_validate_json(text, extra="ignore")
+            return cls.model_validate_json(text)
         except ValidationError as error:
-            first = error.errors()[0]
+            wrong = error.errors()
+        try:
+            return cls.model_validate(_without(json.loads(text), wrong))
+        except (ValueError, TypeError):
+            first = next((one for one in wrong if one["type"] != UNKNOWN_KEY), wrong[0])
             where = ".".join(map(str, first["loc"])) or "the text"
             raise InputError(
                 f"this is not a fewbits report.json of version {VERSION}: {where}: {first['msg']}"

@@ -1,13 +1,8 @@
-"""Convert a Keras model in a process of its own: a converter that hangs, crashes or takes all memory is an error."""
+"""Convert a Keras model, in a process of its own."""
 
 from __future__ import annotations
 
 import importlib.util
-import json
-import os
-import signal
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,13 +10,11 @@ from typing import Any, Literal
 import numpy as np
 
 from fewbits.errors import InputError
+from fewbits.models.conversion import convert_apart
 from fewbits.models.keras.archive import check_archive, check_parts
 
 Format = Literal["onnx", "tflite"]
 
-TIME_LIMIT_S = 900.0
-MEMORY_LIMIT = 4 << 30  # beyond what TensorFlow takes to be imported; and
-MEMORY_TIMES = 16  # this many times the file
 NEEDED: dict[Format, tuple[str, ...]] = {"tflite": ("tensorflow", "keras"), "onnx": ("keras",)}
 BACKENDS: dict[Format, str] = {"tflite": "tensorflow", "onnx": "torch"}
 """What Keras computes with in the worker: its own export to ONNX is through TensorFlow's or through PyTorch's exporter,
@@ -65,8 +58,9 @@ def convert(model: Any, to: Format, folder: Path, seed: int = 0) -> Converted:
     source, what, kind = _on_disk(model, to, folder)
     target = folder / f"{Path(what).stem}.{to}"
     request = {"source": str(source), "kind": kind, "to": to, "target": str(target), "seed": seed}
-    limit = MEMORY_LIMIT + MEMORY_TIMES * _size(source)
-    _run({**request, "memory": limit, "reference": str(folder / "reference.npz")}, what, folder)
+    quiet = {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1", "KERAS_BACKEND": BACKENDS[to]}
+    request = {**request, "reference": str(folder / "reference.npz")}
+    convert_apart("fewbits.models.keras.worker", request, source, what, folder, quiet)
     with np.load(folder / "reference.npz", allow_pickle=False) as arrays:
         feeds = tuple(arrays[name] for name in arrays.files if name.startswith("in"))
         outputs = tuple(arrays[name] for name in arrays.files if name.startswith("out"))
@@ -106,48 +100,3 @@ def keras_signature(model: Any) -> list[Any]:
     from keras.src.export.export_utils import get_input_signature
 
     return list(get_input_signature(model))
-
-
-def _run(request: dict[str, Any], what: str, folder: Path) -> None:
-    asked, answered, said = (folder / name for name in ("request.json", "answer.json", "said.txt"))
-    asked.write_text(json.dumps(request), encoding="utf-8")
-    quiet = {
-        "TF_CPP_MIN_LOG_LEVEL": "3",
-        "CUDA_VISIBLE_DEVICES": "-1",
-        "KERAS_BACKEND": BACKENDS[request["to"]],
-    }
-    search = os.pathsep.join(os.path.abspath(entry) for entry in sys.path)
-    command = [sys.executable, "-P", "-m", "fewbits.models.keras.worker", str(asked), str(answered)]
-    with said.open("wb") as output:
-        try:
-            done = subprocess.run(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                env={**os.environ, **quiet, "PYTHONPATH": search},
-                timeout=TIME_LIMIT_S,
-                check=False,
-            )
-        except subprocess.TimeoutExpired as error:
-            raise InputError(
-                f"{what}: the converter was not done in {TIME_LIMIT_S:g} s; convert it yourself, and give "
-                "the file"
-            ) from error
-    answer = json.loads(answered.read_text(encoding="utf-8")) if answered.is_file() else {}
-    if "error" in answer:
-        raise InputError(f"{what}: {answer['error']}")
-    if not answer:
-        raise InputError(f"{what}: the converter crashed ({_how(done.returncode)}); convert it yourself")
-
-
-def _how(code: int) -> str:
-    try:
-        return signal.Signals(-code).name
-    except ValueError:
-        return f"exit code {code}"
-
-
-def _size(source: Path) -> int:
-    files = [source] if source.is_file() else [file for file in source.rglob("*") if file.is_file()]
-    return sum(file.stat().st_size for file in files)

@@ -1,19 +1,16 @@
-"""The process that converts one Keras model; `python -m fewbits.models.keras.worker REQUEST ANSWER`, both JSON files.
-
-The answer holds ``error``, one line, where it failed; a process that leaves none has crashed.
-"""
+"""The process that converts one Keras model; see :mod:`fewbits.models.conversion`."""
 
 from __future__ import annotations
 
-import json
 import re
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from fewbits.models.conversion import Refused, first_line, limit_memory, serve
 
 UNKNOWN_DIMS = (32, 8, 64)  # sizes to try for axes that the model leaves open
 BATCH = 3
@@ -24,25 +21,6 @@ Spec = tuple[str, list[Any], Any]
 """An input's name, its shape with None for open axes, and its dtype."""
 
 
-class Refused(Exception):
-    """What is wrong, in one line."""
-
-
-def main() -> None:
-    """Do what the request says."""
-    asked, answered = map(Path, sys.argv[1:])
-    try:
-        _convert(json.loads(asked.read_text(encoding="utf-8")))
-        answer: dict[str, Any] = {"done": True}
-    except Refused as error:
-        answer = {"error": str(error)}
-    except MemoryError:
-        answer = {"error": "takes more memory than a model of its size may; it is not converted"}
-    except Exception as error:
-        answer = {"error": f"cannot be converted: {type(error).__name__}: {_first_line(str(error))}"}
-    answered.write_text(json.dumps(answer), encoding="utf-8")
-
-
 def _convert(request: dict[str, Any]) -> None:
     import keras
 
@@ -51,12 +29,12 @@ def _convert(request: dict[str, Any]) -> None:
         if request["kind"] == "saved_model":
             import tensorflow as tf
 
-            _limit_memory(request["memory"])
+            limit_memory(request["memory"])
             call, specs = _serving(tf.saved_model.load(request["source"]))
             reference = _reference(keras, call, specs, rng)
             _write_tflite(request["source"], request["target"])
         else:
-            _limit_memory(request["memory"])
+            limit_memory(request["memory"])
             model = _loaded(keras, request["source"])
             reference = _reference(keras, *_calling(keras, model), rng)
             if request["to"] == "onnx":
@@ -85,7 +63,7 @@ def _loaded(keras: Any, path: str) -> Any:
         raise
     except Exception as error:
         raise Refused(
-            f"Keras {keras.__version__} cannot load it in safe mode: {_first_line(str(error))}"
+            f"Keras {keras.__version__} cannot load it in safe mode: {first_line(str(error))}"
         ) from error
 
 
@@ -165,22 +143,5 @@ def _reference(keras: Any, call: Call, specs: list[Spec], rng: Any) -> dict[str,
     return arrays
 
 
-def _limit_memory(budget: int) -> None:
-    """No more than that on top of what the libraries take."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return
-    import psutil
-
-    limit = psutil.Process().memory_info().vms + budget
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-
-
-def _first_line(text: str) -> str:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[0][:200] if lines else ""
-
-
 if __name__ == "__main__":
-    main()
+    serve(_convert)
