@@ -155,11 +155,17 @@ def compress(
 
 
 @app.command()
-def inspect(model: ModelPath, json: Json = False) -> None:
-    """Show what is in a model: operators, layers, weights per dtype, ranges, bytes, and what fewer bits could give."""
+def inspect(
+    model: ModelPath,
+    prefer: Annotated[
+        str | None, typer.Option(help="Advise on speed, size or quality only.", show_default=False)
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Show what is in a model, what fewer bits could give, and which technique suits it here, and why."""
     from fewbits.inspection import inspect as look
 
-    found = look(model)
+    found = look(model, prefer)  # type: ignore[arg-type]
     if json:
         print(found.to_json())
     else:

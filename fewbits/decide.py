@@ -21,13 +21,12 @@ from fewbits.planning.plan import ActivationPlan, BiasPlan, LayerPlan, Placement
 from fewbits.planning.recipe import Assignment, Recipe
 from fewbits.planning.scheme import Scheme
 from fewbits.planning.stats import Stats
-from fewbits.planning.target import Target
+from fewbits.planning.target import SAFE_CODE, Target
 
 SMALLEST_SCALE = float(
     np.finfo(np.float32).tiny
 )  # a smaller bias scale is denormal; engines flush it to zero
 LARGEST_CODE = 2**31 - 1
-SEVEN_BITS = 63
 MAX_COLUMNS = 2304  # wider layers are rounded to nearest: compensating takes time with the cube of the width
 
 Weights = Callable[[str], np.ndarray]
@@ -78,12 +77,14 @@ def decide(
     uses = Counter(weight.name for a in by_node.values() for weight in a.layer.weights)
     alone = {name for name, count in uses.items() if count == 1}  # one table for all readers, not one each
     compensated = alone if recipe.compensate and stats is not None else set()
+    multiplied = {weight.name for a in by_node.values() if a.activations for weight in a.layer.weights}
+    narrowed = multiplied if target.saturates else set()
     plans = tuple(
         LayerPlan(
             a.layer.name, a.layer.op, node, float_reason="its input is NaN or infinite for some samples"
         )
         if node in unbounded
-        else _layer(a, compensated, inputs, stats, target, weights)
+        else _layer(a, compensated, narrowed, inputs, stats, target, weights)
         for node, a in by_node.items()
     )
     return Plan(recipe.name, target, plans, tuple(activations), recipe.io)
@@ -124,7 +125,7 @@ def _smoothing(
 
     def round_weight(matrix: torch.Tensor) -> torch.Tensor:
         return _quantize(
-            matrix, scheme_of_weights, WeightInfo("", tuple(matrix.shape), 1, 0), target
+            matrix, scheme_of_weights, WeightInfo("", tuple(matrix.shape), 1, 0), target, target.saturates
         ).dequantize()
 
     rows, low, high = map(torch.from_numpy, (seen.examples, seen.channel_low, seen.channel_high))
@@ -154,6 +155,7 @@ def _activation(site: Site, scheme: Scheme, stats: Stats, smoothing: Smoothing |
 def _layer(
     a: Assignment,
     compensated: Set[str],
+    narrowed: Set[str],
     inputs: Mapping[tuple[str, int], ActivationPlan],
     stats: Stats | None,
     target: Target,
@@ -176,7 +178,10 @@ def _layer(
             shape = [1] * values.ndim
             shape[info.group_axis] = -1
             values = values * activation.smoothing.reshape(shape)
-        codes = None if a.weights.is_float else _quantize(torch.from_numpy(values), a.weights, info, target)
+        narrow = info.name in narrowed
+        codes = None
+        if not a.weights.is_float:
+            codes = _quantize(torch.from_numpy(values), a.weights, info, target, narrow)
         on_codes = target.codes_throughout and activation is not None
         if codes is not None and codes.nbytes >= values.nbytes and not on_codes:
             return LayerPlan(layer.name, layer.op, layer.node, float_reason="too small to gain anything")
@@ -190,7 +195,7 @@ def _layer(
     shift = None
     if plans and plans[0].name in compensated:
         assert stats is not None
-        plans[0], shift = _compensate(a, plans[0], activation, stats, target)
+        plans[0], shift = _compensate(a, plans[0], activation, stats, target, plans[0].name in narrowed)
     bias = None
     if layer.bias is not None and plans and plans[0].codes is not None and activation is not None:
         values = weights(layer.bias) if shift is None else weights(layer.bias) + shift
@@ -222,7 +227,12 @@ def _table(layer: LayerInfo, activation: ActivationPlan, weights: Weights) -> We
 
 
 def _compensate(
-    a: Assignment, plan: WeightPlan, activation: ActivationPlan | None, stats: Stats, target: Target
+    a: Assignment,
+    plan: WeightPlan,
+    activation: ActivationPlan | None,
+    stats: Stats,
+    target: Target,
+    narrow: bool,
 ) -> tuple[WeightPlan, np.ndarray | None]:
     """Round the weight against what was seen of the layer's input.
 
@@ -245,7 +255,7 @@ def _compensate(
     if columns <= MAX_COLUMNS:
         seen = [equal_rows(x) for x in exact] if a.layer.kind == "linear" else exact
         assert a.weights is not None
-        low, high = code_limits(a.weights, target)
+        low, high = code_limits(a.weights, target, narrow)
         assert low is not None and high is not None
         codes = torch.stack(
             [
@@ -339,21 +349,24 @@ def _with_room(plan: WeightPlan, info: WeightInfo, bias: BiasPlan, activation: A
     )
 
 
-def _quantize(values: torch.Tensor, scheme: Scheme, info: WeightInfo, target: Target) -> QTensor:
-    low, high = code_limits(scheme, target)
+def _quantize(
+    values: torch.Tensor, scheme: Scheme, info: WeightInfo, target: Target, narrow: bool
+) -> QTensor:
+    low, high = code_limits(scheme, target, narrow)
     return round_weight(values, scheme, info.channel_axis, info.name, qmin=low, qmax=high)
 
 
-def code_limits(scheme: Scheme, target: Target) -> tuple[int | None, int | None]:
+def code_limits(scheme: Scheme, target: Target, narrow: bool) -> tuple[int | None, int | None]:
     """The lowest and the highest code of a weight in an integer format; None for a format without such.
 
     Symmetric codes mirror, but below 8 bits the lowest one counts too much to be left out.
+    ``narrow``: no two products of 8-bit codes with activations may add up to more than 16 bits hold.
     """
     row = find(scheme.qtype)
     if row.kind != "int":
         return None, None
-    if target.saturates and scheme.qtype == "int8":
-        return -SEVEN_BITS, SEVEN_BITS
+    if narrow and scheme.qtype == "int8":
+        return -SAFE_CODE, SAFE_CODE
     mirrored = scheme.symmetric and (row.bits >= 8 or target.codes_throughout)
     return row.qmin + int(mirrored), row.qmax
 

@@ -9,15 +9,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fewbits.advice import AIMS, Advice, Aim, Technique, Unsuited, advise, unsuited
 from fewbits.candidates import drafts
 from fewbits.engines.cpu import Cpu, cpu
 from fewbits.engines.engine import available
 from fewbits.errors import InputError
+from fewbits.facts import INT8, Facts, gather
 from fewbits.models.model import Model, open_model
 from fewbits.planning.model_info import LayerInfo, TensorInfo, WeightInfo
 from fewbits.planning.recipe import PRESETS, Assignment, Recipe, ResolvedRecipe, assign
 from fewbits.planning.scheme import Scheme
 from fewbits.planning.target import Target
+from fewbits.report import words
 from fewbits.report.record import Count, MaybeCount, Number, Record
 from fewbits.tables import plain_table, short
 
@@ -104,6 +107,9 @@ class Inspection(Record):
         few_bits_bytes: of constants that have 8 bits or fewer already.
         cpu: this machine's CPU and what it has for few-bit arithmetic.
         could_give: for each preset, what the file would weigh.
+        facts: what advice follows from.
+        advice: what suits each aim.
+        unsuited: the presets that have little to work on.
     """
 
     path: str
@@ -120,6 +126,9 @@ class Inspection(Record):
     few_bits_bytes: Count
     cpu: str
     could_give: tuple[CouldGive, ...]
+    facts: Facts
+    advice: tuple[Advice, ...]
+    unsuited: tuple[Unsuited, ...]
 
     def to_json(self, indent: int | None = 2) -> str:
         """The record as JSON text without NaN or infinity."""
@@ -128,8 +137,6 @@ class Inspection(Record):
     def show(self, console: Console) -> None:
         """Print it; of many layers only those with the most bytes."""
         from rich.text import Text
-
-        from fewbits.report import words
 
         def line(text: str, style: str = "") -> None:
             console.print(Text(text, style=style))
@@ -163,20 +170,37 @@ class Inspection(Record):
         line("What fewer bits could give, by arithmetic (fewbits compress measures it):", "bold")
         console.print(_could_give_table(self.could_give))
         line(self.cpu, "dim")
+        if self.advice:
+            line("\nWhat suits it here, as far as that can be told without running it:", "bold")
+            console.print(_advice_table(self.advice))
+        for other in self.unsuited:
+            line(f"not {other.recipe}: {_cut(other.why)}", "dim")
 
 
-def inspect(model_path: str | Path) -> Inspection:
-    """Look into a model: operators, layers, bytes per dtype, ranges, and what each preset could give.
+def inspect(model_path: str | Path, prefer: Aim | None = None) -> Inspection:
+    """Look into a model: operators, layers, bytes per dtype, ranges, what each preset could give, and what suits it.
+
+    Args:
+        model_path: the file.
+        prefer: advise on this aim only: ``speed``, ``size`` or ``quality``.
 
     Raises:
-        InputError: a missing, unreadable or unsupported file; NaN or Inf in a weight.
+        InputError: a missing, unreadable or unsupported file; NaN or Inf in a weight; an aim that does not exist.
     """
+    if prefer is not None and prefer not in AIMS:
+        raise InputError(f"prefer is {prefer!r}; allowed are {', '.join(AIMS)}")
     model = open_model(Path(model_path))
     info, machine = model.info, cpu()
     by_dtype = dict(model.bytes_by_dtype())
     layers = tuple(layer for layer in info.layers if layer.weights)
     stored = _stored(layers, by_dtype)
     few = sum(size for dtype, size in by_dtype.items() if dtype in FEW_BITS)
+    reports = tuple(_layer(model, layer) for layer in layers)
+    could_give = _could_give(model, max(0, model.size_bytes - stored), few > stored, machine)
+    facts = gather(model, stored, _largest(reports), machine)
+    sizes = {one.recipe: one.size_ratio for one in could_give if one.size_ratio and not one.why_not}
+    engines = available(model.format)
+    advice = advise(info, facts, sizes, engines, machine)
     return Inspection(
         path=str(model_path),
         format=model.format,
@@ -187,12 +211,21 @@ def inspect(model_path: str | Path) -> Inspection:
         outputs=tuple(map(_port, info.outputs)),
         operators=dict(model.operators()),
         bytes_by_dtype=by_dtype,
-        layers=tuple(_layer(model, layer) for layer in layers),
+        layers=reports,
         share_in_layers=stored / model.size_bytes,
         few_bits_bytes=few,
         cpu=machine.describe(),
-        could_give=_could_give(model, max(0, model.size_bytes - stored), few > stored, machine),
+        could_give=could_give,
+        facts=facts,
+        advice=tuple(one for one in advice if prefer in (None, one.aim)),
+        unsuited=unsuited(info, facts, engines, machine),
     )
+
+
+def _largest(layers: Iterable[LayerReport]) -> float | None:
+    """The largest magnitude of all weights."""
+    ends = [abs(end) for layer in layers for end in (layer.minimum, layer.maximum) if end is not None]
+    return max(ends, default=None)
 
 
 def _port(info: TensorInfo) -> Port:
@@ -304,37 +337,31 @@ def stored_bytes(weight: WeightInfo, scheme: Scheme) -> int:
     return codes + FLOAT_BYTES * channels * groups + zero_points
 
 
-_PRODUCTS = {"amx_int8": "AMX", "vnni": "VNNI", "i8mm": "int8 matrix products", "dotprod": "dot products"}
-
-
 def _gain(recipe: Recipe, assigned: Sequence[Assignment], target: Target, machine: Cpu) -> str:
     """What an engine gains on this CPU, as its capability table says."""
     if any(a.activations is not None for a in assigned):
-        what = "smaller, and faster" if recipe.needs_data else "smaller; linear layers faster"
-        have = [word for name, word in _PRODUCTS.items() if name in machine.isa]
+        what = "smaller, and faster"
+        if not recipe.needs_data:
+            ops = [
+                a.layer.op for a in assigned if a.activations is not None and target.takes_dynamic(a.layer.op)
+            ]
+            which = dict.fromkeys("LSTM" if op == "LSTM" else "linear layers" for op in ops)
+            what = f"smaller; {' and '.join(which)} faster"
+        have = [word for name, word in INT8.items() if name in machine.isa]
         if have:
             return f"{what} by {' and '.join(have)}"
         if target.saturates:
-            return "smaller; int8 products by AVX2, for which weights get 7 bits"
+            return "smaller; int8 products without VNNI, for which weights get 7 bits"
         return "smaller; this CPU has no instructions for int8 products"
     packed = unpacked = 0
     for a in assigned:
         if a.weights is not None and a.layer.kind != "embedding":
-            stays_packed = target.weight_form(a.weights) == "dequantize"
-            packed, unpacked = (
-                packed + stays_packed * a.layer.params,
-                unpacked + (not stays_packed) * a.layer.params,
-            )
-    linear = any(
-        a.layer.kind == "linear" and a.weights is not None and not a.weights.is_float for a in assigned
-    )
-    rounds = linear and target.rounds_activations
-    if packed > unpacked:
-        what = "smaller in file and memory; faster where few rows meet large matrices"
-        return f"{what}, or it may round activations to int8" if rounds else what
-    if rounds:
-        return "a smaller file; faster where it may round activations to int8"
-    return "a smaller file, unpacked at load, so not faster"
+            stays = a.layer.kind == "linear" and target.stays_packed(a.weights)
+            packed, unpacked = packed + stays * a.layer.params, unpacked + (not stays) * a.layer.params
+    if packed <= unpacked:
+        return "a smaller file, unpacked at load, so not faster"
+    what = "smaller in file and memory; faster where few rows meet large matrices"
+    return f"{what}, or it may round activations to int8" if target.rounds_activations else what
 
 
 def _operators(operators: dict[str, int]) -> str:
@@ -345,8 +372,6 @@ def _operators(operators: dict[str, int]) -> str:
 
 def _layer_table(layers: Sequence[LayerReport], width: int) -> Table:
     from rich.text import Text
-
-    from fewbits.report import words
 
     rows = [
         (
@@ -372,10 +397,30 @@ def _tail(name: str, limit: int) -> str:
     return name if len(name) <= limit else f"\N{HORIZONTAL ELLIPSIS}{name[1 - limit :]}"
 
 
-def _could_give_table(could_give: Sequence[CouldGive]) -> Table:
+def _cut(reason: str) -> str:
+    """A reason that may list every layer."""
+    return reason if len(reason) <= SHOWN_REASON else f"{reason[: SHOWN_REASON - 1]}\N{HORIZONTAL ELLIPSIS}"
+
+
+def _advice_table(advice: Sequence[Advice]) -> Table:
+    from rich.table import Table
     from rich.text import Text
 
-    from fewbits.report import words
+    table = Table.grid(padding=(0, 2))
+    for one in advice:
+        ways: list[tuple[str, Technique]] = [(one.aim, one.take)]
+        if one.without_data is not None:
+            ways.append(("without data", one.without_data))
+        for lead, technique in ways:
+            title = f"{technique.title}, {words.share(technique.size_ratio)} of the file"
+            table.add_row(Text(lead), Text(title, style="bold"))
+            for reason in technique.because:
+                table.add_row("", Text(f"- {reason}"))
+    return table
+
+
+def _could_give_table(could_give: Sequence[CouldGive]) -> Table:
+    from rich.text import Text
 
     table = plain_table(("recipe",), ("about", "of file"))
     table.add_column("needs", no_wrap=True)
@@ -384,8 +429,8 @@ def _could_give_table(could_give: Sequence[CouldGive]) -> Table:
     for one in could_give:
         gains = "\n".join(f"{', '.join(gain.engines)}: {gain.what}" for gain in one.gains)
         text = one.why_not or gains or "no installed engine gains by it"
-        if one.why_not and len(one.why_not) > SHOWN_REASON:  # it may list every layer
-            text = f"{one.why_not[: SHOWN_REASON - 1]}\N{HORIZONTAL ELLIPSIS}"
+        if one.why_not:
+            text = _cut(one.why_not)
         cells = (
             one.recipe,
             words.size(one.size_bytes),

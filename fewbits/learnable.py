@@ -36,6 +36,8 @@ class Learnable:
         self._model, self._network, self._plan = model, network, plan
         self._infos = {layer.node: layer for layer in model.info.layers}
         self._inputs = inputs_of(plan.activations)
+        on_codes = {weight.name for one in plan.layers if one.activations for weight in one.weights}
+        self._narrowed = on_codes if plan.target.saturates else set[str]()
         self._weights: list[tuple[WeightPlan, LearnedCodes]] = []
         self._steps: dict[tuple[str, float, int], LearnedStep] = {}
         self._biases: dict[str, LearnedShift] = {}
@@ -85,7 +87,7 @@ class Learnable:
         layout = q.layout
         learned = next((one for plan, one in self._weights if _same(plan, weight)), None)
         if learned is None:
-            low, high = code_limits(weight.scheme, self._plan.target)
+            low, high = code_limits(weight.scheme, self._plan.target, weight.name in self._narrowed)
             assert low is not None and high is not None
             rows = layout.split(torch.from_numpy(weight.values))
             learned = LearnedCodes(rows, layout.split(q.codes), layout.spread(q.scale), low, high)

@@ -176,7 +176,7 @@ def test_many_layers_do_not_flood_the_terminal(tmp_path):
     text = shown(found)
     assert len(found.layers) == len(json.loads(found.to_json())["layers"]) == 400
     assert f"and {400 - SHOWN_LAYERS} more" in text
-    assert len(text.splitlines()) < 75
+    assert len(text.splitlines()) < 90
     assert max(map(len, text.splitlines())) <= 100
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 # One row per instruction set that a plan or an engine asks about: our word, then the flags of /proc/cpuinfo
 # of which all of one tuple must be there. "avx512" is the set every AVX-512 kernel library requires.
 _X86: tuple[tuple[str, tuple[tuple[str, ...], ...]], ...] = (
+    ("sse41", (("sse4_1",), ("sse4.1",))),  # macOS has a dot in it
     ("avx2", (("avx2",),)),
     ("fma", (("fma",),)),
     ("avx512", (("avx512f", "avx512bw", "avx512dq", "avx512vl"),)),
@@ -39,7 +40,7 @@ _MACOS = {
     "bf16": "hw.optional.arm.FEAT_BF16",
 }
 # Windows tells these few (winnt.h, PF_*); what it does not tell counts as missing.
-_WINDOWS = {"avx2": 40, "asimd": 19, "asimddp": 43}
+_WINDOWS = {"sse4_1": 37, "avx2": 40, "asimd": 19, "asimddp": 43}
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Cpu:
         name: the maker's model name.
         physical_cores: usable by this process, after CPU affinity and cgroup limits; at least 1.
         logical_cores: likewise, counting each hardware thread.
-        isa: instruction sets that matter here, in a fixed order. x86: avx2, fma, avx512, vnni (8-bit dot
+        isa: instruction sets that matter here, in a fixed order. x86: sse41, avx2, fma, avx512, vnni (8-bit dot
             products, in AVX-512 or AVX form), avx512_bf16, avx512_fp16, amx_int8, amx_bf16, amx_fp16;
             Arm: neon, fp16, dotprod, i8mm, bf16, sve.
     """
@@ -59,6 +60,17 @@ class Cpu:
     physical_cores: int
     logical_cores: int
     isa: tuple[str, ...]
+
+    @property
+    def is_arm(self) -> bool:
+        """An Arm CPU."""
+        return "neon" in self.isa
+
+    @property
+    def adds_pairs(self) -> bool:
+        """An x86 CPU whose 8-bit products are added in pairs in 16 bits, which can overflow."""
+        has = set(self.isa)
+        return bool(has & {"sse41", "avx2", "avx512"}) and not has & {"vnni", "amx_int8"}
 
     def describe(self) -> str:
         """One sentence: the name, the cores, and what the CPU has and lacks for few-bit arithmetic."""
@@ -72,7 +84,12 @@ class Cpu:
         vector = next(
             (
                 word
-                for name, word in (("avx512", "AVX-512"), ("avx2", "AVX2"), ("neon", "Neon"))
+                for name, word in (
+                    ("avx512", "AVX-512"),
+                    ("avx2", "AVX2"),
+                    ("sse41", "SSE4.1"),
+                    ("neon", "Neon"),
+                )
                 if name in has
             ),
             "no vector instructions known",

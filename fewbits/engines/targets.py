@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from fewbits.engines.cpu import Cpu
-from fewbits.planning.target import Target
+from fewbits.planning.target import Target, Way
 
 MOVERS = (
     "MaxPool",
@@ -35,6 +36,8 @@ _OPENVINO = Target(
         *((qtype, "cast_mul") for qtype in ("int8", "int4", "int3", "int2", "fp16", "bf16")),
         ("int4 in groups", "dequantize"),
     ),
+    # one row by 4096 x 4096: over three times as fast as float
+    keeps_packed=frozenset(("int8", "int4 in groups")),
     # "expects Constant for port 4": beside quantized activations it keeps Cast and Mul (2026.4)
     constant_recurrent=True,
     wrong_odd_sums=True,  # in bf16 (2026.4): 21 dB for 257 terms, 51 for 256 or 258
@@ -76,6 +79,7 @@ TARGETS: dict[str, tuple[Target, ...]] = {
                 *((qtype, "cast_mul") for qtype in ("int8", "int4", "int3", "int2", "fp16", "bf16")),
                 ("int4 in groups", "dequantize"),
             ),
+            keeps_packed=frozenset(("int4 in groups",)),  # one row by 4096 x 4096: 2.6 times as fast as float
             activation_bits=(8, 4),  # as for OpenVINO
         ),
     ),
@@ -99,16 +103,50 @@ TARGETS: dict[str, tuple[Target, ...]] = {
         ),
     ),
 }
-WIDE_SUMS = frozenset(("litert",))
-"""Engines that widen codes before they multiply them, on every CPU."""
+"""How files are written for x86 CPUs with VNNI or AMX, and for CPUs that nothing is known of."""
+
+GAINS: dict[str, dict[Way, float]] = {
+    "onnxruntime": {"codes": 2.0, "as they come": 2.0, "packed": 2.5},
+    "openvino": {"codes": 2.5, "rounded": 2.0, "packed": 3.3},
+    "litert": {"codes": 2.5, "as they come": 2.0},
+}
+"""How many times as fast as in float a layer is, by how its products are computed: with VNNI, about what the small nets
+of ``make bench-capabilities`` gain. It puts options in an order; nobody is told these numbers of a model."""
+GAIN_IN_PAIRS = 1.3  # of codes by codes on x86 CPUs without VNNI
+GAIN_OF_16_BITS = 1.7  # of computing floats in bf16 or f16, where the CPU has them
+
+PAIRS: dict[str, dict[str, Any]] = {
+    # Both add 8-bit products in pairs with vpmaddubsw: of an attention block, 14 and 16 dB were left instead of 56 and
+    # 49. LiteRT's kernels widen codes before they multiply them.
+    "onnxruntime": {"saturates": True},
+    # Activations of weight-only layers stay float whatever it is told; weights are multiplied packed all the same.
+    "openvino": {"saturates": True, "rounds_activations": False},
+}
+"""What is otherwise on x86 CPUs without VNNI, also those with AVX-512."""
+
+ARM: dict[str, dict[str, Any]] = {
+    # ONNX Runtime fuses the same on Arm, and multiplies by Neon, dot products or int8 matrix products, whichever are
+    # there; int8 activations would do as well. Nothing overflows.
+    #
+    # OpenVINO has int8 kernels for linear layers, and for convolutions whose result is quantized as well. Weights are
+    # brought back when it loads the file, and activations of weight-only layers stay float. Convolutions of int8
+    # activations were seen computed in 16-bit floats by a reference kernel, at 54 dB.
+    "openvino": {"rounds_activations": False, "keeps_packed": frozenset(), "wrong_odd_sums": False},
+}
+"""What is otherwise on Arm CPUs."""
+
+ARM_PLACEMENTS = {"openvino": ("everywhere",)}
+"""The placements that are worth writing on Arm CPUs, where not all are."""
 
 
 def targets(engine: str, cpu: Cpu) -> tuple[Target, ...]:
-    """The ways of writing files for that engine on that CPU, the most accurate first.
-
-    On a CPU with AVX2 only, 8-bit products are summed in pairs in 16 bits, which saturates; weights then use 7 bits.
-    """
-    saturates = "avx2" in cpu.isa and "vnni" not in cpu.isa and "amx_int8" not in cpu.isa
-    return tuple(
-        replace(target, saturates=saturates and engine not in WIDE_SUMS) for target in TARGETS[engine]
-    )
+    """The ways of writing files for that engine on that CPU, the most accurate first."""
+    rows = TARGETS[engine]
+    if cpu.is_arm:
+        kept = ARM_PLACEMENTS.get(engine)
+        return tuple(
+            replace(row, **ARM.get(engine, {})) for row in rows if kept is None or row.placement in kept
+        )
+    if cpu.adds_pairs:
+        return tuple(replace(row, **PAIRS.get(engine, {})) for row in rows)
+    return rows

@@ -89,6 +89,13 @@ class Model(Protocol):
         """The float model in torch, with gradients; UnsupportedError where that is not offered."""
         ...
 
+    def multiplications(self, size: int) -> Mapping[str, int | None]:
+        """By layer, how often it multiplies for one sample; None where a shape follows from the data.
+
+        Open axes other than that of the samples have ``size`` elements. Looking up an embedding multiplies nothing.
+        """
+        ...
+
     def layer_outputs(self, path: Path, tapped: Path) -> Mapping[str, str]:
         """Write a written file with its layers' outputs as further outputs; their names in it, by layer."""
         ...

@@ -17,6 +17,13 @@ WeightForm = Literal["dequantize", "widen", "cast_mul", "cast_twice_mul"]
 codes of fewer bits; Cast and Mul; or with a Cast to int32 before, which keeps an engine from multiplying compressed
 weights: it brings them back when it loads the file."""
 
+Way = Literal["codes", "as they come", "rounded", "packed"]
+"""How a layer's products are made faster: codes by codes, with activations quantized ahead or as they come, by the file
+or by the engine; or weights multiplied as they lie packed in memory."""
+
+SAFE_CODE = (2**15 - 1) // (2 * 255)
+"""The largest magnitude of int8 weights, 64, of which two products with uint8 codes always add up within 16 bits."""
+
 
 @dataclass(frozen=True)
 class Target:
@@ -39,7 +46,9 @@ class Target:
         wrong_odd_sums: products of compressed weights come out wrong where the sum has an odd number of terms.
         constant_recurrent: weights of recurrent layers must be constants once the file is loaded, so they are written
             in a form that is brought back then, whatever else the file holds.
-        saturates: sums of two 8-bit products can overflow 16 bits (AVX2 without VNNI), so weights use 7 bits.
+        keeps_packed: weight formats that linear layers multiply as they lie in memory: by few rows, faster than float.
+        saturates: 8-bit products are added in pairs in 16 bits, which can overflow: where codes are multiplied with
+            codes, weights stay within ``SAFE_CODE``.
         codes_throughout: operators hand codes to each other: biases are integers, and nothing is divided on the way.
         integer_only: what a recipe makes static computes on integers alone, and what cannot is an error.
         activation_bits: of static activations that it has kernels for, or that gain nothing but are right.
@@ -56,6 +65,7 @@ class Target:
     dynamic_int8: bool
     rounds_activations: bool
     weight_forms: tuple[tuple[str, WeightForm], ...]
+    keeps_packed: frozenset[str] = frozenset()
     wrong_odd_sums: bool = False
     constant_recurrent: bool = False
     dynamic_lstm: bool = False
@@ -97,8 +107,15 @@ class Target:
 
         ``terms``: of each sum that a linear layer computes. ``recurrent``: they are those of a recurrent layer.
         """
-        name = f"{weights.qtype} in groups" if weights.per == "group" else weights.qtype
-        form = dict(self.weight_forms).get(name)
+        form = dict(self.weight_forms).get(_name(weights))
         odd = self.wrong_odd_sums and terms is not None and terms % 2 == 1
         constant = self.constant_recurrent and recurrent
         return "cast_twice_mul" if (odd or constant) and form == "cast_mul" else form
+
+    def stays_packed(self, weights: Scheme) -> bool:
+        """Whether linear layers multiply weights of that scheme as they lie in memory."""
+        return _name(weights) in self.keeps_packed
+
+
+def _name(weights: Scheme) -> str:
+    return f"{weights.qtype} in groups" if weights.per == "group" else weights.qtype

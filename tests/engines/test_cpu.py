@@ -27,7 +27,7 @@ GENOA = "avx2 fma avx512f avx512dq avx512bw avx512vl avx512_bf16 avx512_vnni"
 def test_avx2_only():
     name, isa = parse_cpuinfo(HASWELL)
     assert name == "Intel(R) Core(TM) i5-4590 CPU @ 3.30GHz"
-    assert isa == ("avx2", "fma")
+    assert isa == ("sse41", "avx2", "fma")
     assert Cpu(name, 4, 4, isa).describe() == (
         "Intel(R) Core(TM) i5-4590 CPU @ 3.30GHz (4 cores usable): AVX2, "
         "no instructions for 8-bit dot products, no 16-bit floats."
@@ -53,6 +53,8 @@ def test_arm():
         ),
         (GENOA.replace("avx512bw", ""), ("avx2", "fma", "vnni", "avx512_bf16")),
         ("avx2 avx_vnni", ("avx2", "vnni")),
+        ("sse sse4_1", ("sse41",)),
+        ("sse sse4.1", ("sse41",)),
         ("avx2 amx_int8", ("avx2",)),  # no tiles, no AMX
         ("", ()),
     ],

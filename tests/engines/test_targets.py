@@ -3,24 +3,20 @@
 Entries about speed are measured by ``python -m bench.capabilities``.
 """
 
-import itertools
 from collections import Counter
 from dataclasses import replace
 
-import numpy as np
 import onnx
 import pytest
-from onnx import numpy_helper
 
-from fewbits.candidates import Draft
-from fewbits.engines.cpu import Cpu, cpu
+from fewbits.engines.cpu import cpu
 from fewbits.engines.engine import EngineSettings, get
 from fewbits.engines.onnxruntime_engine import library as onnxruntime
 from fewbits.engines.onnxruntime_engine import literal_session
-from fewbits.engines.targets import MOVERS, TARGETS, targets
+from fewbits.engines.targets import MOVERS, TARGETS
 from fewbits.errors import EngineError
-from fewbits.planning.recipe import PRESETS, assign
-from tests.stages import sqnr_db, stages, trying
+from fewbits.planning.recipe import PRESETS
+from tests.stages import sqnr_db
 from tests.tiny import ATTENTION, CONV_BN, EMBEDDING, LSTM, MATMUL_ADD, RESIDUAL, Tiny
 
 (ORT,) = TARGETS["onnxruntime"]
@@ -105,33 +101,6 @@ MOVED = {
     ),
     "Flatten": moved("f = Flatten (r)", "y = MatMul (f, w2)", out="10", w2=(512, 10)),
 }
-
-
-@pytest.fixture
-def write(tmp_path):
-    """Writes a tiny model as a recipe says, for a target that need not be in the table; the file."""
-    numbers = itertools.count()
-
-    def write_one(tiny, recipe, target, opset=17):
-        folder = tmp_path / str(next(numbers))
-        folder.mkdir()
-        recipe = PRESETS[recipe] if isinstance(recipe, str) else recipe
-        data = tiny.samples(16)
-        run = stages._begin(
-            tiny.save(folder / "float.onnx", opset),
-            data,
-            data,
-            target.engine,
-            1,
-            0,
-            folder,
-            lambda stage, done, total: None,
-        )
-        draft = Draft(recipe, target, assign(recipe, run.model.info))
-        written = trying.write(run, draft, trying.observe_for(run, [draft]), folder / "written")
-        return written.path
-
-    return write_one
 
 
 class Optimized:
@@ -491,20 +460,3 @@ def test_openvino_gets_odd_sums_wrong(write):
     assert Compiled(right, ODD_SUMS).inputs("FullyConnected") == ["f32"]
     assert kept_db(wrong, ODD_SUMS, "openvino", "bf16") < 30
     assert kept_db(right, ODD_SUMS, "openvino", "bf16") > 45
-
-
-# Every engine
-
-
-@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])  # LiteRT sums in 32 bits
-def test_sums_of_pairs_that_saturate_get_weights_of_seven_bits(write, engine):
-    largest = {}
-    for machine in (Cpu("AVX2 only", 2, 4, ("avx2",)), Cpu("VNNI", 2, 4, ("avx2", "vnni"))):
-        for target in targets(engine, machine):
-            assert target.saturates == ("vnni" not in machine.isa)
-            path = write(CONV_BN, "w8a8", target)
-            stored = [numpy_helper.to_array(tensor) for tensor in onnx.load(path).graph.initializer]
-            codes = [array for array in stored if array.dtype == np.int8 and array.ndim > 1]
-            assert len(codes) == 3
-            largest[target.saturates] = max(int(np.abs(array.astype(int)).max()) for array in codes)
-    assert largest == {True: 63, False: 127}

@@ -19,6 +19,7 @@ from fewbits.models.onnx.load import OnnxSource, constants, graph_and_functions,
 from fewbits.models.onnx.network import OnnxNetwork
 from fewbits.models.onnx.place import place
 from fewbits.models.onnx.verify import bytes_by_dtype, read_back
+from fewbits.models.onnx.work import multiplications
 from fewbits.models.onnx.write import write
 from fewbits.planning.model_info import ModelInfo
 from fewbits.planning.plan import Placement, Plan
@@ -101,6 +102,10 @@ class OnnxModel:
     def network(self) -> OnnxNetwork:
         """The folded graph in torch, with gradients."""
         return OnnxNetwork(self.folded.graph)
+
+    def multiplications(self, size: int) -> Mapping[str, int | None]:
+        """What each layer multiplies; see :func:`fewbits.models.onnx.work.multiplications`."""
+        return multiplications(self.folded, self.info.layers, size)
 
     def layer_outputs(self, path: Path, tapped: Path) -> Mapping[str, str]:
         """Write a written file with its layers' outputs as further outputs; their names in it, by layer."""

@@ -19,6 +19,7 @@ from fewbits.models.tflite.place import float_only, place
 from fewbits.models.tflite.rewrite import Rewriter
 from fewbits.models.tflite.types import INT4, INT8, UINT8
 from fewbits.models.tflite.verify import bytes_by_dtype, read_back
+from fewbits.models.tflite.work import multiplications
 from fewbits.planning.model_info import ModelInfo
 from fewbits.planning.plan import Placement, Plan
 from fewbits.planning.recipe import Assignment
@@ -103,6 +104,10 @@ class TFLiteModel:
     def network(self) -> Network:
         """Not offered yet."""
         raise UnsupportedError("a TensorFlow Lite model")
+
+    def multiplications(self, size: int) -> Mapping[str, int | None]:
+        """What each layer multiplies; see :func:`fewbits.models.tflite.work.multiplications`."""
+        return multiplications(self.graph, self.info.layers)
 
     def layer_outputs(self, path: Path, tapped: Path) -> Mapping[str, str]:
         """Write a written file with its layers' outputs as further outputs; their names in it, by layer."""
