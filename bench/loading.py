@@ -26,6 +26,20 @@ def fewbits(path: str, subject: str, threads: int) -> Load:
     return lambda: fb.load(path, arch=make)
 
 
+def least_empty(path: str, subject: str, threads: int) -> Load:
+    """Reads the bytes of a file, and builds the module without values."""
+    make = _empty(subject, threads)
+    return lambda: (Path(path).read_bytes(), make())
+
+
+def fewbits_empty(path: str, subject: str, threads: int) -> Load:
+    """``fewbits.load`` into a module without values."""
+    import fewbits as fb
+
+    make = _empty(subject, threads)
+    return lambda: fb.load(path, arch=make)
+
+
 def quanto(path: str, subject: str, threads: int) -> Load:
     """optimum-quanto: its map of what is quantized, its tensors, and ``requantize`` of a float module."""
     from optimum.quanto import requantize
@@ -84,3 +98,15 @@ def _maker(subject: str, threads: int) -> Callable[[], Any]:
 
     torch.set_num_threads(threads)
     return SUBJECTS[subject].make
+
+
+def _empty(subject: str, threads: int) -> Callable[[], Any]:
+    import torch
+
+    make = _maker(subject, threads)
+
+    def build() -> Any:
+        with torch.device("meta"):
+            return make()
+
+    return build

@@ -182,8 +182,7 @@ def _read(path: Path) -> tuple[_Header, dict[str, Tensor]]:
     try:
         with safe_open(path, framework="pt") as file:
             text = (file.metadata() or {}).get(KEY)
-            # Copies: what is mapped from a file is not where vectors can be loaded from, and goes with the file.
-            stored = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118
+            stored = _tensors(path, file)
     except (OSError, SafetensorError, ValueError) as error:
         raise InputError(f"{path}: not a readable .safetensors file ({error})") from None
     if text is None:
@@ -198,6 +197,21 @@ def _read(path: Path) -> tuple[_Header, dict[str, Tensor]]:
     except ValueError as error:
         why = str(error)
     raise InputError(f"{path}: its description is not one that fewbits.save writes: {why}")
+
+
+def _tensors(path: Path, file: Any) -> dict[str, Tensor]:
+    """All tensors of an open file, read into memory of their own by plain calls.
+
+    What is mapped from a file goes with the file, is not where vectors can be loaded from, and comes page by page:
+    copying 40 MB of it took ten times as long.
+    """
+    found = {}
+    with path.open("rb") as plain:
+        plain.seek(8 + int.from_bytes(plain.read(8), "little"))
+        for key in file.offset_keys():
+            found[key] = torch.empty_like(file.get_tensor(key))
+            plain.readinto(found[key].view(-1).view(torch.uint8).numpy().data)
+    return found
 
 
 def _weight(path: Path, about: _Weight, floats: dict[str, Tensor]) -> CodedWeight:

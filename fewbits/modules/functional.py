@@ -10,7 +10,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional
 
-from fewbits.modules.kinds import Part
+from fewbits.modules.kinds import GATHERED, NO_CONVOLUTION, TURNED, Part
 from fewbits.planning.model_info import LayerKind
 
 LARGEST_REASON = 120  # characters
@@ -18,39 +18,56 @@ LARGEST_REASON = 120  # characters
 
 @dataclass(frozen=True)
 class Call:
-    """A functional call that multiplies with a parameter: its name, its family, the parameter's axes, other names."""
+    """A functional call that multiplies with a parameter.
+
+    Attributes:
+        op: its name.
+        kind: its family.
+        part: the parameter's axes.
+        also: other names, by which the rules of a recipe may call it.
+        not_dynamic, not_static: as of a layer (:class:`fewbits.modules.kinds.Kind`).
+    """
 
     op: str
     kind: LayerKind
     part: Part
     also: tuple[str, ...] = ()
-
-    @property
-    def not_dynamic(self) -> str | None:
-        """As of a layer: why it has no int8 products with activations quantized as they come."""
-        return None if self.kind == "linear" and self.part == _ROWS else "int8 kernels take [outputs, inputs]"
+    not_dynamic: str | None = None
+    not_static: str | None = None
 
 
 _ROWS, _COLUMNS = Part("*", 0, 1), Part("*", 1, 0)
 _LINEAR = Call("linear", "linear", _ROWS, ("Linear", "MatMul", "Gemm"))
-_MATMUL = Call("matmul", "linear", _COLUMNS, ("Linear", "MatMul", "Gemm"))
-_FUNCTIONS: dict[Callable, tuple[int, Call]] = {
+_MATMUL = Call("matmul", "linear", _COLUMNS, ("Linear", "MatMul", "Gemm"), TURNED, TURNED)
+
+
+def _convolution(name: str) -> Call:
+    return Call(name, "conv", _ROWS, ("Conv",), NO_CONVOLUTION)
+
+
+def _transposed(name: str) -> Call:
+    return Call(name, "conv", _COLUMNS, ("ConvTranspose",), NO_CONVOLUTION)
+
+
+def _gathered(name: str, layer: str) -> Call:
+    return Call(name, "embedding", _ROWS, (layer, "Gather"), GATHERED, GATHERED)
+
+
+FUNCTIONS: dict[Callable, tuple[int, Call]] = {
     functional.linear: (1, _LINEAR),
-    functional.embedding: (1, Call("embedding", "embedding", _ROWS, ("Embedding", "Gather"))),
-    functional.embedding_bag: (1, Call("embedding_bag", "embedding", _ROWS, ("EmbeddingBag", "Gather"))),
+    functional.embedding: (1, _gathered("embedding", "Embedding")),
+    functional.embedding_bag: (1, _gathered("embedding_bag", "EmbeddingBag")),
     torch.matmul: (1, _MATMUL),
     torch.mm: (1, _MATMUL),
     operator.matmul: (1, _MATMUL),
     torch.addmm: (2, _MATMUL),
+    **{one: (1, _convolution(one.__name__)) for one in (torch.conv1d, torch.conv2d, torch.conv3d)},
     **{
-        function: (1, Call(function.__name__, "conv", _ROWS, ("Conv",)))
-        for function in (torch.conv1d, torch.conv2d, torch.conv3d)
-    },
-    **{
-        function: (1, Call(function.__name__, "conv", _COLUMNS, ("ConvTranspose",)))
-        for function in (torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d)
+        one: (1, _transposed(one.__name__))
+        for one in (torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d)
     },
 }
+"""By torch's function: which of its arguments the parameter is, and what it is then."""
 _METHODS = {"matmul": _MATMUL, "mm": _MATMUL}
 _TRANSPOSES = ("t", "transpose", "T", "mT")
 
@@ -107,11 +124,12 @@ def _call(user: fx.Node, index: int) -> Call | None:
         return _METHODS.get(str(user.target)) if index == 1 else None
     if user.op != "call_function":
         return None
-    place, call = _FUNCTIONS.get(user.target, (None, None))  # type: ignore[arg-type]
+    place, call = FUNCTIONS.get(user.target, (None, None))  # type: ignore[arg-type]
     named = list(user.kwargs)
     by_name = index >= len(user.args) and named[index - len(user.args)] in ("weight", "other", "mat2")
     return call if index == place or by_name else None
 
 
 def _turned(call: Call) -> Call:
-    return replace(call, part=_ROWS if call.part == _COLUMNS else _COLUMNS)
+    part = _ROWS if call.part == _COLUMNS else _COLUMNS
+    return replace(call, part=part, not_dynamic=TURNED, not_static=TURNED)

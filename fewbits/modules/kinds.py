@@ -31,6 +31,7 @@ class Kind:
         parts: its weights.
         also: ONNX operators that it becomes, by which the rules of a recipe may call it.
         not_dynamic: why it has no int8 products with activations quantized as they come; None: it has.
+        not_static: why it has none with ranges known in advance; None: it has.
     """
 
     layer: str
@@ -38,6 +39,7 @@ class Kind:
     parts: tuple[Part, ...] = (Part("weight"),)
     also: tuple[str, ...] = ()
     not_dynamic: str | None = None
+    not_static: str | None = None
 
     @property
     def op(self) -> str:
@@ -55,34 +57,43 @@ class Kind:
 _RECURRENT = (Part("weight_*"),)
 _ATTENTION = (Part("in_proj_weight"), Part("[qkv]_proj_weight"))
 _TRANSPOSED = (Part("weight", 1, 0),)
-_NO_CONVOLUTION = "PyTorch has no int8 convolution that takes activations as they come"
-_GATHERED = "nothing is multiplied: rows are gathered as codes"
+NO_CONVOLUTION = "PyTorch has no int8 convolution that takes activations as they come"
+GATHERED = "nothing is multiplied: rows are gathered as codes"
+TWO_INPUTS = "a product of two inputs"
+LOOPS = "int8 loops round activations as they come"
+TURNED = "int8 kernels take weights of [outputs, inputs], as they lie"
+
+
+def _convolution(name: str) -> Kind:
+    return Kind(f"torch.nn.{name}", "conv", also=("Conv",), not_dynamic=NO_CONVOLUTION)
+
+
+def _transposed(name: str) -> Kind:
+    return Kind(f"torch.nn.{name}", "conv", _TRANSPOSED, ("ConvTranspose",), NO_CONVOLUTION)
+
+
+def _table(name: str) -> Kind:
+    return Kind(f"torch.nn.{name}", "embedding", also=("Gather",), not_dynamic=GATHERED, not_static=GATHERED)
+
+
+def _recurrent(name: str, also: tuple[str, ...] = (), not_dynamic: str | None = None) -> Kind:
+    return Kind(f"torch.nn.{name}", "recurrent", _RECURRENT, also, not_dynamic, LOOPS)
+
 
 KINDS = (
     Kind("torch.nn.Linear", "linear", also=("MatMul", "Gemm")),
-    Kind("torch.nn.Bilinear", "product", not_dynamic="a product of two inputs"),
-    Kind("torch.nn.Conv1d", "conv", also=("Conv",), not_dynamic=_NO_CONVOLUTION),
-    Kind("torch.nn.Conv2d", "conv", also=("Conv",), not_dynamic=_NO_CONVOLUTION),
-    Kind("torch.nn.Conv3d", "conv", also=("Conv",), not_dynamic=_NO_CONVOLUTION),
-    Kind("torch.nn.ConvTranspose1d", "conv", _TRANSPOSED, ("ConvTranspose",), _NO_CONVOLUTION),
-    Kind("torch.nn.ConvTranspose2d", "conv", _TRANSPOSED, ("ConvTranspose",), _NO_CONVOLUTION),
-    Kind("torch.nn.ConvTranspose3d", "conv", _TRANSPOSED, ("ConvTranspose",), _NO_CONVOLUTION),
-    Kind("torch.nn.Embedding", "embedding", also=("Gather",), not_dynamic=_GATHERED),
-    Kind("torch.nn.EmbeddingBag", "embedding", also=("Gather",), not_dynamic=_GATHERED),
-    Kind("torch.nn.LSTM", "recurrent", _RECURRENT),
-    Kind("torch.nn.GRU", "recurrent", _RECURRENT),
-    Kind("torch.nn.RNN", "recurrent", _RECURRENT, not_dynamic="PyTorch has no int8 loop over its steps"),
-    Kind("torch.nn.LSTMCell", "recurrent", _RECURRENT, ("LSTM",)),
-    Kind("torch.nn.GRUCell", "recurrent", _RECURRENT, ("GRU",)),
-    Kind("torch.nn.RNNCell", "recurrent", _RECURRENT, ("RNN",)),
+    Kind("torch.nn.Bilinear", "product", not_dynamic=TWO_INPUTS, not_static=TWO_INPUTS),
+    *(_convolution(name) for name in ("Conv1d", "Conv2d", "Conv3d")),
+    *(_transposed(name) for name in ("ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d")),
+    *(_table(name) for name in ("Embedding", "EmbeddingBag")),
+    _recurrent("LSTM"),
+    _recurrent("GRU"),
+    _recurrent("RNN", not_dynamic="PyTorch has no int8 loop over its steps"),
+    _recurrent("LSTMCell", ("LSTM",)),
+    _recurrent("GRUCell", ("GRU",)),
+    _recurrent("RNNCell", ("RNN",)),
     Kind("torch.nn.MultiheadAttention", "linear", _ATTENTION, ("MatMul", "Gemm")),
-    Kind(
-        "transformers.pytorch_utils.Conv1D",
-        "linear",
-        _TRANSPOSED,
-        ("MatMul", "Gemm"),
-        "its weight is [inputs, outputs], and int8 kernels take [outputs, inputs]",
-    ),
+    Kind("transformers.pytorch_utils.Conv1D", "linear", _TRANSPOSED, ("MatMul", "Gemm"), TURNED, TURNED),
 )
 
 

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fewbits.modules.attention import multi_head_attention
+
 if TYPE_CHECKING:
     from fewbits.modules.weight import CodedWeight
 
@@ -38,7 +40,9 @@ class StaticProducts(nn.Module):
         self.register_buffer("zero_point", torch.tensor(zero_point, dtype=torch.int32))
 
     def computes(self, function: Callable) -> Callable | None:
-        """Linear layers and convolutions."""
+        """Linear layers and convolutions, and the projections of attention."""
+        if function is functional.multi_head_attention_forward:
+            return multi_head_attention
         multiply = STATIC.get(function)
         if multiply is None:
             return None

@@ -10,7 +10,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import lru_cache
 from os import PathLike
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -132,9 +134,14 @@ def _read(name: str, description: Mapping, parts: Mapping[str, Tensor | None]) -
 def _same_row(description: Mapping) -> QType:
     """The row of that name, if it is what it was when the file was written."""
     row = find(description["name"])
-    if json.loads(json.dumps(asdict(row))) != description:
+    if _as_json(row) != description:
         raise InputError(f"{row.name!r} was another format when this was written; register that one instead")
     return row
+
+
+@lru_cache
+def _as_json(row: QType) -> Any:
+    return json.loads(json.dumps(asdict(row)))
 
 
 def _of_dtype(scale: Tensor, dtype: torch.dtype) -> Tensor:

@@ -4,6 +4,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 from torch.utils import _pytree as pytree
+from transformers.pytorch_utils import Conv1D
 
 
 class Functional(nn.Module):
@@ -22,6 +23,17 @@ class Functional(nn.Module):
         x = functional.linear(x, self.rows) @ self.columns + self.places
         x = x + functional.embedding(torch.arange(5), self.table) @ self.listed[0]
         return functional.conv1d((x @ self.rows.T @ self.columns).mT, self.kernel)
+
+
+class Calls(nn.Module):
+    """One function, called with a parameter of its own."""
+
+    def __init__(self, call, *shape):
+        super().__init__()
+        self.call, self.own = call, nn.Parameter(torch.randn(shape))
+
+    def forward(self, x):
+        return self.call(x, self.own)
 
 
 class Tied(nn.Module):
@@ -79,6 +91,20 @@ LAYERS = {
     "TransformerEncoder": (
         lambda: nn.TransformerEncoder(nn.TransformerEncoderLayer(64, 4, 128, batch_first=True), 2),
         (rows(2, 5, 64),),
+    ),
+    "Conv1D": (lambda: Conv1D(48, 64), (rows(2, 3, 64),)),
+    "functional.linear": (lambda: Calls(functional.linear, 48, 64), (rows(3, 64),)),
+    "functional.matmul": (lambda: Calls(torch.matmul, 64, 48), (rows(3, 64),)),
+    "functional.embedding": (lambda: Calls(functional.embedding, 50, 64), (ids(50, 7),)),
+    "functional.embedding_bag": (lambda: Calls(functional.embedding_bag, 50, 64), (ids(50, 3, 4),)),
+    "functional.conv1d": (lambda: Calls(torch.conv1d, 16, 8, 3), (rows(2, 8, 9),)),
+    "functional.conv2d": (lambda: Calls(torch.conv2d, 16, 8, 3, 3), (rows(2, 8, 9, 9),)),
+    "functional.conv3d": (lambda: Calls(torch.conv3d, 8, 4, 3, 3, 3), (rows(1, 4, 5, 5, 5),)),
+    "functional.conv_transpose1d": (lambda: Calls(torch.conv_transpose1d, 8, 16, 3), (rows(2, 8, 9),)),
+    "functional.conv_transpose2d": (lambda: Calls(torch.conv_transpose2d, 8, 16, 3, 3), (rows(2, 8, 5, 5),)),
+    "functional.conv_transpose3d": (
+        lambda: Calls(torch.conv_transpose3d, 4, 8, 3, 3, 3),
+        (rows(1, 4, 3, 3, 3),),
     ),
     "Functional": (Functional, (rows(2, 5, 32),)),
     "Tied": (Tied, (ids(64, 2, 3),)),
