@@ -46,18 +46,18 @@ def cifar_test() -> Path:
     return path
 
 
-def large_images(source: str, samples: int) -> Path:
-    """CIFAR-10 images (`source` "train" or "test") enlarged sevenfold: `x` float32 [samples, 3, 224, 224].
+def large_images(source: str, samples: int, side: int = 224) -> Path:
+    """CIFAR-10 images (`source` "train" or "test"), enlarged: `x` float32 [samples, 3, side, side].
 
     The last `samples` of the file, normalized, then bilinear. Written a few at a time, in bounded memory.
     """
-    path = cached(f"images224_{source}_{samples}.npz")
+    path = cached(f"images{side}_{source}_{samples}.npz")
     if not path.is_file():
         file = {"train": "cifar10_jpeg_train10k.npz", "test": "cifar10_jpeg_test.npz"}[source]
         with np.load(shared(file)) as images:
             small = _normalized(images["x"][-samples:])
         parts = np.array_split(small, -(-samples // 16))
-        _save_parts(path, "x", (samples, 3, 224, 224), (_enlarged(part) for part in parts))
+        _save_parts(path, "x", (samples, 3, side, side), (_enlarged(part, side) for part in parts))
     return path
 
 
@@ -227,10 +227,12 @@ def _normalized(images: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2))
 
 
-def _enlarged(images: np.ndarray) -> np.ndarray:
+def _enlarged(images: np.ndarray, side: int) -> np.ndarray:
     import torch
 
-    return torch.nn.functional.interpolate(torch.from_numpy(images), size=(224, 224), mode="bilinear").numpy()
+    return torch.nn.functional.interpolate(
+        torch.from_numpy(images), size=(side, side), mode="bilinear"
+    ).numpy()
 
 
 def _save(path: Path, **arrays: np.ndarray) -> None:

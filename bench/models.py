@@ -13,6 +13,9 @@ from typing import Any
 from bench.paths import MissingError, cached, shared
 
 MINILM_OUTPUT = "sentence_embedding"
+RESNET18_SIDE, MOBILENETV2_SIDE, MOBILEVIT_SIDE = 224, 224, 256
+CLASSES = 1000
+SETTLED = 64  # training images that batch normalizations take their statistics from
 
 
 def minilm() -> Path:
@@ -39,9 +42,35 @@ def resnet18() -> Path:
     """The ResNet-18 architecture, random weights (seed 0): float32 [batch, 3, 224, 224] to [batch, 1000]."""
 
     def write(path: Path) -> None:
-        _export_images(resnet18_module(), 224, path)
+        _export_images(resnet18_module(), RESNET18_SIDE, path)
 
     return _once("resnet18.onnx", write)
+
+
+def mobilenetv2() -> Path:
+    """The MobileNetV2 architecture, random weights (seed 0): float32 [batch, 3, 224, 224] to [batch, 1000]."""
+
+    def write(path: Path) -> None:
+        from bench.data import large_images
+
+        module = mobilenetv2_module()
+        _settle(module, large_images("train", SETTLED, MOBILENETV2_SIDE))
+        _export_images(module, MOBILENETV2_SIDE, path)
+
+    return _once("mobilenetv2.onnx", write)
+
+
+def mobilevit() -> Path:
+    """The MobileViT-small architecture, random weights (seed 0): float32 [batch, 3, 256, 256] to [batch, 1000]."""
+
+    def write(path: Path) -> None:
+        from bench.data import large_images
+
+        module = mobilevit_module()
+        _settle(module, large_images("train", SETTLED, MOBILEVIT_SIDE))
+        _export_images(module, MOBILEVIT_SIDE, path)
+
+    return _once("mobilevit.onnx", write)
 
 
 def resnet20() -> Path:
@@ -105,20 +134,34 @@ def minilm_module() -> Any:
 
 def resnet18_module() -> Any:
     """ResNet-18 built from transformers' configuration, random weights from seed 0, in eval mode."""
+    return _classifier(
+        "ResNet",
+        embedding_size=64,
+        hidden_sizes=[64, 128, 256, 512],
+        depths=[2, 2, 2, 2],
+        layer_type="basic",
+    )
+
+
+def mobilenetv2_module() -> Any:
+    """MobileNetV2 as transformers configures it by default, random weights from seed 0, in eval mode."""
+    return _classifier("MobileNetV2")
+
+
+def mobilevit_module() -> Any:
+    """MobileViT-small as transformers configures it by default, random weights from seed 0, in eval mode."""
+    return _classifier("MobileViT")
+
+
+def _classifier(family: str, **config: Any) -> Any:
     try:
-        from transformers import ResNetConfig, ResNetForImageClassification
+        import transformers
     except ImportError as error:
         raise MissingError("transformers is not installed") from error
     import torch
 
     torch.manual_seed(0)
-    config = ResNetConfig(
-        embedding_size=64,
-        hidden_sizes=[64, 128, 256, 512],
-        depths=[2, 2, 2, 2],
-        layer_type="basic",
-        num_labels=1000,
-    )
+    settings = getattr(transformers, f"{family}Config")(num_labels=CLASSES, **config)
 
     class Logits(torch.nn.Module):
         def __init__(self, classifier: torch.nn.Module) -> None:
@@ -128,7 +171,27 @@ def resnet18_module() -> Any:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.classifier(x).logits
 
-    return Logits(ResNetForImageClassification(config)).eval()
+    return Logits(getattr(transformers, f"{family}ForImageClassification")(settings)).eval()
+
+
+def _settle(module: Any, images: Path) -> None:
+    """Give batch normalizations gains of 1 and the statistics of what they see of the images.
+
+    Random weights do not keep the size of values through tens of layers, and for MobileViT the gains are drawn as small
+    as the weights: without this the logits would be all bias.
+    """
+    import numpy as np
+    import torch
+
+    norms = [one for one in module.modules() if isinstance(one, torch.nn.BatchNorm2d)]
+    for norm in norms:
+        norm.reset_parameters()
+        norm.momentum = None  # the mean over all batches
+        norm.train()
+    with np.load(images) as arrays, torch.no_grad():
+        for batch in np.array_split(arrays["x"], SETTLED // 16):
+            module(torch.from_numpy(batch))
+    module.eval()
 
 
 def cifar_resnet_module(depth: int) -> Any:

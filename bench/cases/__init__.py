@@ -11,7 +11,7 @@ from bench.cases import (
     magika,
     minilm,
     minilm_module,
-    resnet18,
+    random_weights,
     silero,
 )
 
@@ -20,7 +20,9 @@ CASES: dict[str, Case] = {
     for case in (
         minilm.CASE,
         minilm_module.CASE,
-        resnet18.CASE,
+        random_weights.RESNET18,
+        random_weights.MOBILENETV2,
+        random_weights.MOBILEVIT,
         cifar.RESNET20,
         cifar.RESNET56,
         magika.CASE,
