@@ -68,7 +68,7 @@ def learned(source: str, calibration: str, recipe: str, out: str) -> dict[str, A
         source,
         calibration,
         recipe=recipe,
-        engine="onnxruntime",
+        engine="openvino",
         effort="high",
         max_drop="100%",
         max_size=SMALLER,

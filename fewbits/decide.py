@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from fewbits.errors import InputError
+from fewbits.methods.codebook import with_weighted_codebook
 from fewbits.methods.gptq import damped_moment, equal_rows, round_with_compensation
 from fewbits.methods.patches import patches
 from fewbits.methods.range_search import search
@@ -240,9 +241,14 @@ def _compensate(
     """
     info, q = a.layer.weights[0], plan.codes
     inputs = _input_rows(a.layer, activation, stats)
-    if inputs is None or q is None or q.scale is None or q.zero_point is not None:
+    if inputs is None or q is None or q.zero_point is not None:
         return plan, None
     exact, rounded = inputs
+    if q.codebook is not None:
+        energy = _per_element(exact.square().mean(dim=1), a.layer)
+        return replace(plan, codes=with_weighted_codebook(q, torch.from_numpy(plan.values), energy)), None
+    if q.scale is None:
+        return plan, None
     matrix = torch.from_numpy(plan.values).movedim(info.channel_axis, 0)
     groups, _, columns = exact.shape
     rows = matrix.reshape(groups, -1, columns)
@@ -268,6 +274,15 @@ def _compensate(
     left = exact @ rows.transpose(1, 2) - rounded @ (codes * steps).transpose(1, 2)
     shaped = codes.reshape(matrix.shape).movedim(0, info.channel_axis).to(q.codes.dtype).contiguous()
     return replace(plan, codes=replace(q, codes=shaped)), left.mean(dim=1).reshape(-1).numpy()
+
+
+def _per_element(columns: torch.Tensor, layer: LayerInfo) -> torch.Tensor:
+    """What is known of each column of a layer's products, float32 [groups, columns], in the shape of its weight."""
+    info = layer.weights[0]
+    channels = info.shape[info.channel_axis]
+    rest = [size for axis, size in enumerate(info.shape) if axis != info.channel_axis]
+    each = columns.repeat_interleave(channels // len(columns), dim=0)
+    return each.reshape(channels, *rest).movedim(0, info.channel_axis)
 
 
 def _input_rows(

@@ -40,6 +40,8 @@ FORMS: dict[WeightForm, str] = {
     "cast_mul": "Cast + Mul",
     "cast_twice_mul": "Cast + Cast + Mul",
     "dequantize": "DequantizeLinear",
+    "widen": "Cast + DequantizeLinear",
+    "look_up": "Cast + Gather from a codebook",
 }
 IN_FRAMEWORK = "for comparison only"
 SHOWN_NAMES = 6  # of what was not tried, in a note; all of them are in a list of their own

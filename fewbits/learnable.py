@@ -9,7 +9,14 @@ import torch
 from torch import Tensor
 
 from fewbits.decide import code_limits, with_bias
-from fewbits.methods.learned import Learned, LearnedCodes, LearnedShift, LearnedStep
+from fewbits.methods.learned import (
+    Learned,
+    LearnedBook,
+    LearnedCodes,
+    LearnedShift,
+    LearnedStep,
+    LearnedWeight,
+)
 from fewbits.models.model import Model
 from fewbits.models.network import Network, Place
 from fewbits.numerics import cast, find
@@ -38,7 +45,7 @@ class Learnable:
         self._inputs = inputs_of(plan.activations)
         on_codes = {weight.name for one in plan.layers if one.activations for weight in one.weights}
         self._narrowed = on_codes if plan.target.saturates else set[str]()
-        self._weights: list[tuple[WeightPlan, LearnedCodes]] = []
+        self._weights: list[tuple[WeightPlan, LearnedWeight]] = []
         self._steps: dict[tuple[str, float, int], LearnedStep] = {}
         self._biases: dict[str, LearnedShift] = {}
         self._open: dict[Place, Learned] = {}
@@ -79,34 +86,30 @@ class Learnable:
         place = self._network.place(layer.node, weight.name)
         q = weight.codes
         if not self._learns(layer, weight):
-            values = cast(torch.from_numpy(weight.values), weight.scheme.qtype) if q is None else q
-            fixed = values.dequantize()
+            stored = cast(torch.from_numpy(weight.values), weight.scheme.qtype) if q is None else q
+            fixed = stored.dequantize()
             self.reads[place] = lambda tensor: fixed
             return
-        assert q is not None and q.scale is not None
-        layout = q.layout
+        assert q is not None
         learned = next((one for plan, one in self._weights if _same(plan, weight)), None)
         if learned is None:
+            values = torch.from_numpy(weight.values)
             low, high = code_limits(weight.scheme, self._plan.target, weight.name in self._narrowed)
-            assert low is not None and high is not None
-            rows = layout.split(torch.from_numpy(weight.values))
-            learned = LearnedCodes(rows, layout.split(q.codes), layout.spread(q.scale), low, high)
+            grid = None if low is None or high is None else (low, high)
+            learned = LearnedBook(values, q) if grid is None else LearnedCodes(values, q, *grid)
             self._weights.append((weight, learned))
-        self._open[place] = learned
-        self.reads[place] = lambda tensor: layout.join(learned(tensor))
+        self._open[place] = self.reads[place] = learned
 
     def _learns(self, layer: LayerPlan, weight: WeightPlan) -> bool:
         q = weight.codes
-        return (
-            self._infos[layer.node].kind in LEARNED_KINDS
-            and q is not None
-            and q.qtype.kind == "int"
-            and q.scale is not None
-            and q.zero_point is None
-            and q.free_zero_point is None
-        )
+        if self._infos[layer.node].kind not in LEARNED_KINDS or q is None:
+            return False
+        if q.codebook is not None:
+            return q.codebook.dim() == 1
+        offset = q.zero_point is not None or q.free_zero_point is not None
+        return q.qtype.kind == "int" and q.scale is not None and not offset
 
-    def _codes(self, layer: LayerPlan) -> LearnedCodes | None:
+    def _codes(self, layer: LayerPlan) -> LearnedWeight | None:
         """The learned codes of a layer's weight."""
         if not layer.weights or not self._learns(layer, layer.weights[0]):
             return None
@@ -115,7 +118,7 @@ class Learnable:
     def _add_bias(self, layer: LayerPlan) -> None:
         info = self._infos[layer.node]
         q = layer.weights[0].codes
-        if info.bias is None or q is None or q.scale is None:
+        if info.bias is None or q is None:
             return
         values = self._model.weight(info.bias) if layer.bias is None else layer.bias.values
         if layer.node in self._inputs and layer.bias is None:
@@ -145,7 +148,7 @@ class Learnable:
         learned = self._codes(layer)
         if learned is None:
             return layer
-        weight, bias = _rounded(layer.weights[0], learned), layer.bias
+        weight, bias = replace(layer.weights[0], codes=learned.rounded()), layer.bias
         if layer.node in self._biases:
             info = self._infos[layer.node]
             values = self._biases[layer.node].values.detach().numpy()
@@ -165,22 +168,15 @@ def inputs_of(activations: Collection[ActivationPlan]) -> Mapping[str, Activatio
     }
 
 
-def _rounded(plan: WeightPlan, learned: LearnedCodes) -> WeightPlan:
-    q = plan.codes
-    assert q is not None and q.scale is not None
-    layout = q.layout
-    with torch.no_grad():
-        codes = layout.join(learned.codes).to(q.codes.dtype)
-        scale = learned.step.reshape(layout.parameter_shape)
-        return replace(plan, codes=replace(q, codes=codes, scale=scale))
-
-
 def _same(a: WeightPlan, b: WeightPlan) -> bool:
     """One tensor in one representation."""
     if a is b:
         return True
     if a.name != b.name or a.codes is None or b.codes is None:
         return False
-    first, second = a.codes.scale, b.codes.scale
-    same_steps = first is not None and second is not None and torch.equal(first, second)
-    return same_steps and torch.equal(a.codes.codes, b.codes.codes)
+    parts = [(q.scale, q.codebook) for q in (a.codes, b.codes)]
+    same = all(
+        one is other or (one is not None and other is not None and torch.equal(one, other))
+        for one, other in zip(*parts, strict=True)
+    )
+    return same and torch.equal(a.codes.codes, b.codes.codes)

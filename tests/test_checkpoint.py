@@ -673,7 +673,7 @@ def test_missing_and_differing_weights(refused, place):
     [
         (
             (),
-            "name a recipe: --recipe fp16, bf16, w8, w4_g32, w4_g128, w4, w3, w2, fp8",
+            "name a recipe: --recipe fp16, bf16, w8, w4_g32, w4_g128, w4, w3, w2, w4_codebook, fp8",
         ),
         (("--recipe", "original"), "name a recipe"),
         (("--recipe", "w8a8"), "is about activations too"),

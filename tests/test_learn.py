@@ -53,7 +53,7 @@ def test_a_real_net_gains_decibels_on_images_it_has_not_seen(shared_data, tmp_pa
     assert after > before + 2
 
 
-@pytest.mark.parametrize("recipe", ["w2a8", "w3a8", "w4a4", "w2"])
+@pytest.mark.parametrize("recipe", ["w2a8", "w3a8", "w4a4", "w2", "w4_codebook"])
 def test_learning_is_no_loss_in_any_engine(recipe, tmp_path):
     feeds = RESIDUAL.samples(64, seed=7)
     found = []
@@ -195,7 +195,7 @@ def test_memory_bounds_the_samples(tmp_path, monkeypatch):
 
 def test_presets_that_learn():
     assert {name for name, recipe in PRESETS.items() if recipe.learn} == {
-        *("w4", "w3", "w2"),
+        *("w4", "w3", "w2", "w4_codebook"),
         *("w4a8", "w4a4", "w3a8", "w2a8"),
     }
     assert assign  # every preset is assigned to many models in test_every_model

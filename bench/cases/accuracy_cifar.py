@@ -159,6 +159,7 @@ RESNET20 = case(
         (
             Wanted("w8a8", 0.10, 60),
             Wanted("w4a8", 0.25),
+            Wanted("w4_codebook", 0.30),
             Wanted("w4a4", 0.8),
             Wanted("w3a8", 0.7),
             Wanted("w2a8", 2.8),
@@ -172,6 +173,7 @@ RESNET56 = case(
         (
             Wanted("w8a8", 0.10, 55),
             Wanted("w4a8", 0.25),
+            Wanted("w4_codebook", 0.30),
             Wanted("w4a4", 0.8),
             Wanted("w3a8", 0.7),
             Wanted("w2a8", 2.8),

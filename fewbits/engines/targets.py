@@ -35,6 +35,7 @@ _OPENVINO = Target(
     weight_forms=(
         *((qtype, "cast_mul") for qtype in ("int8", "int4", "int3", "int2", "fp16", "bf16")),
         ("int4 in groups", "dequantize"),
+        ("codebook4", "look_up"),
     ),
     # one row by 4096 x 4096: over three times as fast as float
     keeps_packed=frozenset(("int8", "int4 in groups")),
@@ -78,6 +79,7 @@ TARGETS: dict[str, tuple[Target, ...]] = {
             weight_forms=(
                 *((qtype, "cast_mul") for qtype in ("int8", "int4", "int3", "int2", "fp16", "bf16")),
                 ("int4 in groups", "dequantize"),
+                ("codebook4", "look_up"),
             ),
             keeps_packed=frozenset(("int4 in groups",)),  # one row by 4096 x 4096: 2.6 times as fast as float
             activation_bits=(8, 4),  # as for OpenVINO

@@ -10,14 +10,18 @@ that one rate suits all layers.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-RATES = {"places": 0.05, "stretch": 0.003, "shift": 0.002}
+from fewbits.numerics import QTensor
+from fewbits.numerics.codebook import ascending, midpoints
+
+RATES = {"places": 0.05, "stretch": 0.003, "shift": 0.002, "entries": 0.01}
 """What one step of Adam moves at first: a weight by part of a code, a step by part of itself, a bias by part of the
-norm of its channel's weights."""
+norm of its channel's weights, an entry of a codebook by part of the usual distance to the next."""
 
 
 class Learned(Protocol):
@@ -37,21 +41,30 @@ class Learned(Protocol):
         ...
 
 
+class LearnedWeight(Learned, Protocol):
+    """A weight on its way to codes."""
+
+    def rounded(self) -> QTensor:
+        """The codes, and what is needed to read them, as they are now."""
+        ...
+
+
 class LearnedCodes:
     """A weight on its way to integer codes.
 
     Args:
-        values: float32, the weight, in any shape.
-        codes: integers in the same shape, those it has until :meth:`begin`.
-        step: float32, broadcasts against ``values``: of the whole, of a channel or of a group.
+        values: float32, the weight.
+        q: the codes that it has until :meth:`begin`, with a scale and without a zero point.
         low, high: the codes allowed.
     """
 
-    def __init__(self, values: Tensor, codes: Tensor, step: Tensor, low: int, high: int) -> None:
-        self._values, self._step, self._low, self._high = values, step, low, high
+    def __init__(self, values: Tensor, q: QTensor, low: int, high: int) -> None:
+        assert q.scale is not None
+        self._q, self._low, self._high = q, low, high
+        self._values, self._step = q.layout.split(values), q.layout.spread(q.scale)
         self.parameters = {
-            "places": codes.float().requires_grad_(),
-            "stretch": torch.zeros_like(step).requires_grad_(),
+            "places": q.layout.split(q.codes).float().requires_grad_(),
+            "stretch": torch.zeros_like(self._step).requires_grad_(),
         }
 
     def begin(self) -> None:
@@ -61,18 +74,62 @@ class LearnedCodes:
 
     @property
     def codes(self) -> Tensor:
-        """Integers in float32, with gradients."""
+        """Integers in float32, [channels, groups, length], with gradients."""
         places = (self.parameters["places"] / self.parameters["stretch"].exp()).clamp(self._low, self._high)
         return _straight(places.round(), places)
 
     @property
     def step(self) -> Tensor:
-        """The step as it is now, float32 in the shape it was given in, with gradients."""
+        """The step as it is now, float32, broadcasts against the codes, with gradients."""
         return self._step * self.parameters["stretch"].exp()
 
     def __call__(self, tensor: Tensor) -> Tensor:
         """What the codes stand for, in the shape of the weight, whatever ``tensor`` holds."""
-        return self.codes * self.step
+        return self._q.layout.join(self.codes * self.step)
+
+    @torch.no_grad()
+    def rounded(self) -> QTensor:
+        """The codes and steps as they are now."""
+        codes = self._q.layout.join(self.codes).to(self._q.codes.dtype)
+        return replace(self._q, codes=codes, scale=self.step.reshape(self._q.layout.parameter_shape))
+
+
+class LearnedBook:
+    """A weight on its way to the entries of a codebook, which are learned with it.
+
+    Args:
+        values: float32, the weight.
+        q: codes of a learned codebook of the whole tensor, those it has until :meth:`begin`.
+    """
+
+    def __init__(self, values: Tensor, q: QTensor) -> None:
+        assert q.codebook is not None
+        self._values, self._q, self._book = values, q, q.codebook
+        self._unit = float(q.codebook.diff().median()) if len(q.codebook) > 1 else 1.0
+        self.parameters = {
+            "places": (q.dequantize() / self._unit).requires_grad_(),
+            "entries": torch.zeros_like(q.codebook).requires_grad_(),
+        }
+
+    def begin(self) -> None:
+        """Move every weight from its entry to where its value lies."""
+        with torch.no_grad():
+            self.parameters["places"].copy_(self._values / self._unit)
+
+    def __call__(self, tensor: Tensor) -> Tensor:
+        """The nearest entries, in the shape of the weight, whatever ``tensor`` holds."""
+        book = (self._book + self.parameters["entries"] * self._unit).sort().values
+        weight = self.parameters["places"] * self._unit
+        codes = torch.bucketize(weight.detach(), midpoints(book.detach()))
+        # Both get the gradient: the weight may move on to the next entry, the entry to where it serves best.
+        return book[codes] + weight - weight.detach()
+
+    @torch.no_grad()
+    def rounded(self) -> QTensor:
+        """The codes and the codebook as they are now."""
+        book = ascending((self._book + self.parameters["entries"] * self._unit).sort().values[None])[0]
+        codes = torch.bucketize(self.parameters["places"] * self._unit, midpoints(book))
+        return replace(self._q, codes=codes.to(self._q.codes.dtype), codebook=book)
 
 
 class LearnedStep:

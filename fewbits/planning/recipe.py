@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fewbits.errors import InputError
+from fewbits.numerics import find
 from fewbits.planning.model_info import LayerInfo, ModelInfo
 from fewbits.planning.scheme import Per, RangeKind, Scheme
 
@@ -174,7 +175,7 @@ def _check_products(recipe: str, assigned: Iterable[Assignment]) -> None:
     for a in assigned:
         if a.activations is None or not a.layer.weights:
             continue
-        if a.weights is None or a.weights.is_float:
+        if a.weights is None or find(a.weights.qtype).kind != "int":
             raise InputError(
                 f"recipe {recipe!r}: layer {a.layer.name!r} gets {a.activations.qtype} activations but "
                 f"{a.weights or 'float'} weights; give it integer weights, or no activations"
@@ -288,6 +289,17 @@ PRESETS: dict[str, Recipe] = {
         _w8a8("w8a8_percentile", "percentile", "the same with ranges that cut the outermost 0.01 %"),
         _w8a8("w8a8_entropy", "entropy", "the same with ranges of least information lost (KL)"),
         *(_few(bits) for bits in (4, 3, 2)),
+        Recipe(
+            "w4_codebook",
+            (
+                Rule("@first", INT8_CHANNEL_MSE),
+                Rule("@last", INT8_CHANNEL_MSE),
+                Rule("*", Scheme("codebook4", range="mse")),
+            ),
+            "every weight one of 16 numbers, which each layer learns; the first and the last layer in 8 bits",
+            compensate=True,
+            learn=True,
+        ),
         *(_low(*bits) for bits in ((4, 8), (4, 4), (3, 8), (2, 8))),
     )
 }
@@ -369,7 +381,7 @@ class ResolvedRecipe:
     effort: Effort | None = None
 
 
-WEIGHT_QTYPES = ("int8", "int4", "int3", "int2", "fp16", "bf16")
+WEIGHT_QTYPES = ("int8", "int4", "int3", "int2", "codebook4", "fp16", "bf16")
 ACTIVATION_QTYPES = ("uint8", "uint4", "int16")
 
 

@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
 from fewbits.planning.scheme import Scheme
 
-WeightForm = Literal["dequantize", "widen", "cast_mul", "cast_twice_mul"]
+WeightForm = Literal["dequantize", "widen", "cast_mul", "cast_twice_mul", "look_up"]
 """How codes are written: DequantizeLinear; that behind a Cast to int8, which engines fold, so that int8 kernels run
 codes of fewer bits; Cast and Mul; or with a Cast to int32 before, which keeps an engine from multiplying compressed
-weights: it brings them back when it loads the file."""
+weights: it brings them back when it loads the file; or Gather from a codebook, which engines fold."""
 
 Way = Literal["codes", "as they come", "rounded", "packed"]
 """How a layer's products are made faster: codes by codes, with activations quantized ahead or as they come, by the file

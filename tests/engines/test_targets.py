@@ -15,7 +15,8 @@ from fewbits.engines.onnxruntime_engine import library as onnxruntime
 from fewbits.engines.onnxruntime_engine import literal_session
 from fewbits.engines.targets import MOVERS, TARGETS
 from fewbits.errors import EngineError
-from fewbits.planning.recipe import PRESETS
+from fewbits.planning.recipe import PRESETS, Recipe, Rule
+from fewbits.planning.scheme import Scheme
 from tests.stages import sqnr_db
 from tests.tiny import ATTENTION, CONV_BN, EMBEDDING, LSTM, MATMUL_ADD, RESIDUAL, Tiny
 
@@ -192,6 +193,20 @@ def test_onnxruntime_folds_cast_and_mul(write, tiny, recipe):
     graph = Optimized(write(tiny, recipe, ORT))
     assert set(graph.weights) == {"FLOAT"}
     assert not {"Cast", "Mul", "DequantizeLinear"} & set(graph.count)
+
+
+@pytest.mark.parametrize("tiny", [RESIDUAL, MATMUL_ADD], ids=["convolutions", "linear"])
+def test_codebooks_are_looked_up_at_load(write, tiny):
+    recipe = Recipe("codebooks", (Rule("*", Scheme("codebook4")),))
+    path = write(tiny, recipe, ORT)
+    graph = Optimized(path)
+    assert set(graph.weights) == {"FLOAT"}
+    assert not {"Cast", "Gather"} & set(graph.count)
+    compiled = Compiled(write(tiny, recipe, INPUTS), tiny)
+    assert not compiled.of("Gather")
+    assert not compiled.of("Convert")
+    for engine in ("onnxruntime", "openvino"):
+        assert kept_db(path, tiny, engine) > 90
 
 
 @pytest.mark.parametrize("tiny", [RESIDUAL, MATMUL_ADD], ids=["convolutions", "linear"])

@@ -1,11 +1,13 @@
 """Quantizers that learn: what they give, and their gradients."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fewbits.methods.learned import LearnedCodes, LearnedShift, LearnedStep
+from fewbits.methods.learned import LearnedBook, LearnedCodes, LearnedShift, LearnedStep
 from fewbits.numerics import quantize, quantize_with
 
 
@@ -19,20 +21,21 @@ def test_codes_are_those_given_until_learning_begins(bits, seed):
     x = weight(seed=seed)
     q = quantize(x, f"int{bits}", channel_axis=0, search="mse")
     other = q.codes.roll(1, dims=1)
-    learned = LearnedCodes(x, other, q.scale[:, None], -(1 << (bits - 1)), (1 << (bits - 1)) - 1)
-    assert torch.equal(learned.codes.detach(), other.float())
+    learned = LearnedCodes(x, replace(q, codes=other), -(1 << (bits - 1)), (1 << (bits - 1)) - 1)
+    assert torch.equal(learned.codes.detach()[:, 0], other.float())
+    assert torch.equal(learned.rounded().codes, other)
     assert torch.equal(learned(x).detach(), other * q.scale[:, None])
     learned.begin()
     nearest = quantize_with(x, f"int{bits}", q.scale, channel_axis=0)
-    assert torch.equal(learned.codes.detach(), nearest.codes.float())
+    assert torch.equal(learned.rounded().codes, nearest.codes)
 
 
 def test_a_weight_outside_of_the_codes_has_no_gradient_and_its_step_does():
     x = torch.tensor([[0.3, 5.0]])
-    learned = LearnedCodes(x, torch.tensor([[0.0, 1.0]]), torch.ones(1, 1), -2, 1)
+    learned = LearnedCodes(x, quantize_with(x, "int2", torch.ones(1), channel_axis=0), -2, 1)
     learned.begin()
     learned(x).sum().backward()
-    assert learned.parameters["places"].grad.tolist() == [[1.0, 0.0]]
+    assert learned.parameters["places"].grad.tolist() == [[[1.0, 0.0]]]
     # By the paper's equation 3: round(v) - v inside, the last code outside.
     assert learned.parameters["stretch"].grad.item() == pytest.approx((0 - 0.3) + 1)
 
@@ -75,3 +78,31 @@ def test_a_bias_moves_in_its_unit():
     with torch.no_grad():
         learned.parameters["shift"] += 1
     assert learned.values.tolist() == [11.0, 2.0]
+
+
+@given(st.integers(0, 5))
+@settings(deadline=None)
+def test_a_learned_book_gives_the_nearest_of_its_entries(seed):
+    x = weight(seed=seed)
+    q = quantize(x, "codebook4", search="mse")
+    learned = LearnedBook(x, q)
+    assert torch.equal(learned.rounded().codes, q.codes)
+    assert torch.allclose(learned(x).detach(), q.dequantize(), atol=1e-6)
+    learned.begin()
+    learned(x).square().sum().backward()
+    # A weight's gradient is what arrives at its entry; an entry's the sum of those of its weights.
+    arrived = 2 * q.dequantize()
+    unit = float(q.codebook.diff().median())
+    assert torch.allclose(learned.parameters["places"].grad, arrived * unit, atol=1e-5)
+    sums = torch.zeros(16).index_add_(0, q.codes.flatten().long(), arrived.flatten())
+    assert torch.allclose(learned.parameters["entries"].grad, sums * unit, atol=1e-4)
+
+
+def test_entries_that_pass_each_other_stay_a_codebook():
+    x = weight()
+    learned = LearnedBook(x, quantize(x, "codebook4", search="mse"))
+    with torch.no_grad():
+        learned.parameters["entries"][3] += 40
+        learned.parameters["entries"][5] = learned.parameters["entries"][6]
+    before = learned(x).detach()
+    assert torch.allclose(learned.rounded().dequantize(), before, atol=1e-6)

@@ -19,8 +19,7 @@ class Layer:
 
     def __init__(self, weight, x):
         self.float_weight, bits = weight, quantize(weight, "int2", channel_axis=0, search="mse", qmin=-2)
-        step = bits.scale.reshape(-1, 1, 1, 1)
-        self.weight = LearnedCodes(weight, bits.codes, step, -2, 1)
+        self.weight = LearnedCodes(weight, bits, -2, 1)
         self.bias = LearnedShift(torch.zeros(len(weight)), weight.flatten(1).norm(dim=1))
         self.step = LearnedStep(float(x.max().clamp(min=1e-6)) / 255, 0, 0, 255)
         self.learned = (self.weight, self.bias, self.step)

@@ -24,6 +24,7 @@ ONNX_TYPES = {
     "int3": "INT4",
     "int4": "INT4",
     "uint4": "UINT4",
+    "codebook4": "UINT4",
     "int8": "INT8",
     "uint8": "UINT8",
     "int16": "INT16",
@@ -145,6 +146,8 @@ class Encoder:
             return self.node("Cast", [stored], before, f"{stem}_f32", like, to=_float32())
         if form in ("dequantize", "widen"):
             return self._dequantize(stem, plan.codes, before, like, widen=form == "widen")
+        if form == "look_up":
+            return self.look_up(stem, plan.codes, before, like)
         return self._cast_mul(stem, plan.codes, before, like, through_int32=form == "cast_twice_mul")
 
     def dynamic(self, stem: str, plan: WeightPlan, node: ir.Node) -> ir.Value:
@@ -276,6 +279,20 @@ class Encoder:
             like,
         )
 
+    def look_up(
+        self, name: str, q: QTensor, before: ir.Node, like: ir.Value, codes: ir.Value | None = None
+    ) -> ir.Value:
+        """The entries of a codebook that codes stand for: all of the weight's, or those given."""
+        if q.codebook is None or q.codebook.dim() != 1:
+            raise InputError(
+                f"weight {name!r}: a codebook is written to ONNX where it is of the whole weight"
+            )
+        if codes is None:
+            codes = self.constant(f"{name}_codes", q.codes.numpy(), q.qtype.name)
+        places = self.node("Cast", [codes], before, f"{codes.name}_int32", like, "int32", to=_int32())
+        entries = self.constant(f"{name}_entries", q.codebook.numpy())
+        return self.node("Gather", [entries, places], before, f"{codes.name}_f32", like, axis=0)
+
 
 def each_direction(scale: np.ndarray, codes: np.ndarray) -> np.ndarray:
     """The scales of a recurrent layer's channels for each of its directions: [directions, channels]."""
@@ -300,7 +317,7 @@ def gather_rows(encoder: Encoder, name: str, plan: WeightPlan, node: ir.Node) ->
         stored = encoder.constant(f"{name}_{plan.scheme.qtype}", narrow(plan), plan.scheme.qtype)
         rows = encoder.node("Gather", [stored, indices], node, f"{like.name}_rows", like, plan.scheme.qtype)
         return encoder.node("Cast", [rows], node, f"{like.name}_f32", like, to=_float32())
-    if q.zero_point is not None or q.group_size is not None or q.channel_axis != 0:
+    if q.codebook is None and (q.zero_point is not None or q.group_size is not None or q.channel_axis != 0):
         raise InputError(
             f"embedding {name!r}: rows are gathered as codes, which needs a symmetric scale per row"
         )
@@ -308,6 +325,8 @@ def gather_rows(encoder: Encoder, name: str, plan: WeightPlan, node: ir.Node) ->
     if q.qtype.bits < 8:  # no engine gathers half bytes; they fold this at load
         codes, qtype = encoder.node("Cast", [codes], node, f"{name}_int8", codes, "int8", to=_int8()), "int8"
     rows = encoder.node("Gather", [codes, indices], node, f"{like.name}_rows", like, qtype)
+    if q.codebook is not None:
+        return encoder.look_up(name, q, node, like, rows)
     wide = encoder.node("Cast", [rows], node, f"{like.name}_cast", like, to=_float32())
     column = encoder.constant(f"{name}_step", _spread(q, _scale(name, q)))
     scale = encoder.node("Gather", [column, indices], node, f"{like.name}_row_step", like)

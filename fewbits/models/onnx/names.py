@@ -51,7 +51,7 @@ def _same(a: WeightPlan, b: WeightPlan) -> bool:
     if a.codes is None or b.codes is None:
         return a.codes is b.codes and a.scheme.qtype == b.scheme.qtype and np.array_equal(a.values, b.values)
     layouts = [(q.qtype.name, q.channel_axis, q.group_size) for q in (a.codes, b.codes)]
-    parts = [(q.codes, q.scale, q.zero_point) for q in (a.codes, b.codes)]
+    parts = [(q.codes, q.scale, q.zero_point, q.codebook) for q in (a.codes, b.codes)]
     return layouts[0] == layouts[1] and all(
         one is other or (one is not None and other is not None and bool((one == other).all()))
         for one, other in zip(*parts, strict=True)

@@ -134,9 +134,13 @@ def _expect_weight(stored: _Stored, stem: str, weight: WeightPlan) -> None:
         dtype = ONNX_TYPES[weight.scheme.qtype]
         stored.expect(dtype, {f"{stem}_{weight.scheme.qtype}": narrow(weight)})
         return
-    assert q.scale is not None
     dtype = ONNX_TYPES[q.qtype.name]
     codes = q.codes.numpy()
+    if q.codebook is not None:
+        stored.expect(dtype, {f"{stem}_codes": codes})
+        stored.expect("FLOAT", {f"{stem}_entries": q.codebook.numpy()})
+        return
+    assert q.scale is not None
     grouped, axis = q.group_size is not None, q.channel_axis
     turned = codes.swapaxes(-1, -2)
     stored.expect(dtype, {f"{stem}_codes": codes, f"{stem}_codes_turned": turned})
