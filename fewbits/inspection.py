@@ -1,9 +1,9 @@
-"""What is in a model, and what fewer bits could give; nothing is run and nothing is written."""
+"""What is in a model, and what fewer bits could give; engines read it, nothing is run and nothing is written."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,8 +12,8 @@ import numpy as np
 from fewbits.advice import AIMS, Advice, Aim, Technique, Unsuited, advise, unsuited
 from fewbits.candidates import drafts
 from fewbits.engines.cpu import Cpu, cpu
-from fewbits.engines.engine import available
-from fewbits.errors import InputError
+from fewbits.engines.engine import Engine, available
+from fewbits.errors import EngineError, InputError
 from fewbits.facts import INT8, Facts, gather
 from fewbits.models.model import Model, open_model
 from fewbits.planning.model_info import LayerInfo, TensorInfo, WeightInfo
@@ -110,6 +110,7 @@ class Inspection(Record):
         facts: what advice follows from.
         advice: what suits each aim.
         unsuited: the presets that have little to work on.
+        cannot_read: the installed engines that refuse the file, and why.
     """
 
     path: str
@@ -129,6 +130,7 @@ class Inspection(Record):
     facts: Facts
     advice: tuple[Advice, ...]
     unsuited: tuple[Unsuited, ...]
+    cannot_read: dict[str, str]
 
     def to_json(self, indent: int | None = 2) -> str:
         """The record as JSON text without NaN or infinity."""
@@ -170,6 +172,8 @@ class Inspection(Record):
         line("What fewer bits could give, by arithmetic (fewbits compress measures it):", "bold")
         console.print(_could_give_table(self.could_give))
         line(self.cpu, "dim")
+        for engine, why in self.cannot_read.items():
+            line(f"{engine} is out: {why}", "yellow")
         if self.advice:
             line("\nWhat suits it here, as far as that can be told without running it:", "bold")
             console.print(_advice_table(self.advice))
@@ -196,10 +200,10 @@ def inspect(model_path: str | Path, prefer: Aim | None = None) -> Inspection:
     stored = _stored(layers, by_dtype)
     few = sum(size for dtype, size in by_dtype.items() if dtype in FEW_BITS)
     reports = tuple(_layer(model, layer) for layer in layers)
-    could_give = _could_give(model, max(0, model.size_bytes - stored), few > stored, machine)
+    engines, cannot_read = _readers(model)
+    could_give = _could_give(model, max(0, model.size_bytes - stored), few > stored, engines, machine)
     facts = gather(model, stored, _largest(reports), machine)
     sizes = {one.recipe: one.size_ratio for one in could_give if one.size_ratio and not one.why_not}
-    engines = available(model.format)
     advice = advise(info, facts, sizes, engines, machine)
     return Inspection(
         path=str(model_path),
@@ -218,8 +222,21 @@ def inspect(model_path: str | Path, prefer: Aim | None = None) -> Inspection:
         could_give=could_give,
         facts=facts,
         advice=tuple(one for one in advice if prefer in (None, one.aim)),
+        cannot_read=cannot_read,
         unsuited=unsuited(info, facts, engines, machine),
     )
+
+
+def _readers(model: Model) -> tuple[dict[str, Engine], dict[str, str]]:
+    """The installed engines that can read the file, and why the others cannot."""
+    found, errors = available(model.format), {}
+    for name, engine in list(found.items()):
+        try:
+            engine.check(model.path)
+        except EngineError as error:
+            del found[name]
+            errors[name] = str(error)
+    return found, errors
 
 
 def _largest(layers: Iterable[LayerReport]) -> float | None:
@@ -267,10 +284,12 @@ def _stored(layers: Sequence[LayerInfo], by_dtype: dict[str, int]) -> int:
     return wide - widened // 2
 
 
-def _could_give(model: Model, rest: int, packed: bool, machine: Cpu) -> tuple[CouldGive, ...]:
+def _could_give(
+    model: Model, rest: int, packed: bool, engines: Mapping[str, Engine], machine: Cpu
+) -> tuple[CouldGive, ...]:
     """``rest`` is what the file weighs without its layers' weights; ``packed``: most have few bits already."""
     recipes = tuple(ResolvedRecipe(recipe) for recipe in PRESETS.values())
-    worth, _ = drafts(recipes, model.info, available(model.format), machine, has_data=True)
+    worth, _ = drafts(recipes, model.info, engines, machine, has_data=True)
     found = []
     for recipe in PRESETS.values():
         size = why_not = None
@@ -284,9 +303,9 @@ def _could_give(model: Model, rest: int, packed: bool, machine: Cpu) -> tuple[Co
             why_not = "most of its weights have 8 bits or fewer already" if packed else None
             for draft in worth:
                 if draft.recipe.name == recipe.name and not packed:
-                    engines = gains.setdefault(_gain(recipe, assigned, draft.target, machine), [])
-                    if draft.target.engine not in engines:
-                        engines.append(draft.target.engine)
+                    gainers = gains.setdefault(_gain(recipe, assigned, draft.target, machine), [])
+                    if draft.target.engine not in gainers:
+                        gainers.append(draft.target.engine)
         found.append(
             CouldGive(
                 recipe=recipe.name,

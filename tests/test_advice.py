@@ -14,7 +14,7 @@ from fewbits.engines import openvino_engine
 from fewbits.engines.cpu import Cpu
 from fewbits.engines.engine import available
 from fewbits.models.model import open_model
-from tests.tiny import ATTENTION, CONV_BN, EMBEDDING, IF, LOOP, LSTM, Tiny
+from tests.tiny import ATTENTION, CONV_BN, EMBEDDING, IF, LOOP, LSTM, RANK_UNKNOWN, Tiny
 
 AVX2 = Cpu("Pretended AVX2", 2, 4, ("sse41", "avx2", "fma"))
 VNNI = Cpu("Pretended VNNI", 2, 4, ("sse41", "avx2", "fma", "avx512", "vnni"))
@@ -58,6 +58,9 @@ def on(monkeypatch, tmp_path):
     class Plugin:
         def get_property(self, device, name):
             return PLUGIN
+
+        def read_model(self, path):
+            pass
 
     monkeypatch.setattr(openvino_engine, "_core", Plugin)
 
@@ -119,6 +122,17 @@ def test_shares_add_up(on):
 
 
 # The advice
+
+
+def test_an_engine_that_cannot_read_the_file_is_not_advised(tmp_path, command):
+    path = RANK_UNKNOWN.save(tmp_path / "m.onnx")
+    found = fb.inspect(path)
+    assert found.cannot_read["openvino"].startswith("openvino cannot read")
+    assert {one.take.engines for one in found.advice} == {("onnxruntime",)}
+    assert {name for one in found.could_give for gain in one.gains for name in gain.engines} == {
+        "onnxruntime"
+    }
+    assert "openvino is out: openvino cannot read" in command("inspect", path).out
 
 
 def test_convolutions_run_on_codes_and_need_data(on):

@@ -461,6 +461,23 @@ IF_LSTM = Tiny(
     {"x": ((6, 16), None)},
 )
 
+RANK_UNKNOWN = Tiny(
+    """g (float[N, 32, 16] x) => (float[N, 32, 16] y) {
+        largest = ReduceMax <keepdims = 0> (x)
+        none = Constant <value_float = -1000.0> ()
+        always = Greater (largest, none)
+        two = Constant <value_ints = [2]> ()
+        c = If (always) <
+            then_branch = same () => (a) { a = Identity (x) },
+            else_branch = more () => (b) { b = Unsqueeze (x, two) }
+        >
+        y = Conv <kernel_shape = [1]> (c, w)
+    }""",
+    {"w": (32, 32, 1)},
+    {"x": ((32, 16), None)},
+)
+"""What one branch gives has three axes, the other's four: OpenVINO reads no convolution of it, as in Silero VAD."""
+
 NESTED = Tiny(
     """g (float[N, 32] x) => (float[N, 32] y) {
         times = Constant <value_int = 2> ()

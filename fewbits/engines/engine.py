@@ -114,6 +114,10 @@ class Engine(Protocol):
         """Import the runtime now, so that the first `compile` is not charged for it."""
         ...
 
+    def check(self, path: str | Path) -> None:
+        """Read a file, without compiling it. Raises InputError where there is none, EngineError where it is refused."""
+        ...
+
     def compile(
         self, path: str | Path, settings: EngineSettings, static_shapes: Shapes | None = None
     ) -> Session:

@@ -43,6 +43,10 @@ class LiteRTEngine:
         """See `Engine.prepare`."""
         _library()
 
+    def check(self, path: str | Path) -> None:
+        """See `Engine.check`."""
+        literal_session(path, 1)
+
     def compile(
         self, path: str | Path, settings: EngineSettings, static_shapes: Shapes | None = None
     ) -> LiteRTSession:

@@ -44,6 +44,10 @@ class OnnxRuntimeEngine:
         """See `Engine.prepare`."""
         library()
 
+    def check(self, path: str | Path) -> None:
+        """See `Engine.check`."""
+        literal_session(path, 1)
+
     def compile(
         self, path: str | Path, settings: EngineSettings, static_shapes: Shapes | None = None
     ) -> OnnxRuntimeSession:

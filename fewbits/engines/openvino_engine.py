@@ -55,16 +55,22 @@ class OpenVinoEngine:
         """See `Engine.prepare`; loads the CPU plugin as well."""
         _core().get_versions("CPU")
 
+    def check(self, path: str | Path) -> None:
+        """See `Engine.check`."""
+        self._read(existing_file(path))
+
+    def _read(self, path: Path) -> Any:
+        try:
+            return _core().read_model(path)
+        except Exception as error:
+            raise engine_error(self.name, "read", path, error) from error
+
     def compile(
         self, path: str | Path, settings: EngineSettings, static_shapes: Shapes | None = None
     ) -> OpenVinoSession:
         """See `Engine.compile`."""
         path = existing_file(path)
-        core = _core()
-        try:
-            model = core.read_model(path)
-        except Exception as error:
-            raise engine_error(self.name, "read", path, error) from error
+        core, model = _core(), self._read(path)
         # Compiling may add names of tensors that were merged with an output; the file's own are known now.
         names = tuple(_result_name(output) for output in model.outputs)
         if static_shapes is not None:

@@ -41,6 +41,10 @@ class TorchEngine:
         """See `Engine.prepare`."""
         import torch.export  # noqa: F401
 
+    def check(self, path: str | Path) -> None:
+        """See `Engine.check`."""
+        self.compile(path, EngineSettings(self.name, "f32", 1))
+
     def compile(
         self, path: str | Path, settings: EngineSettings, static_shapes: Shapes | None = None
     ) -> TorchSession:

@@ -22,6 +22,7 @@ from tests.tiny import (
     LSTM_WITH_LENGTHS,
     NESTED,
     ORDERED_GATES,
+    RANK_UNKNOWN,
     SCAN,
     Tiny,
     bodies,
@@ -291,23 +292,6 @@ def test_openvino_gets_its_weights_only_and_the_plan_says_so(tmp_path):
 
 
 # --- engines that cannot read a model ---------------------------------------------------------------------------
-
-RANK_UNKNOWN = Tiny(
-    """g (float[N, 32, 16] x) => (float[N, 32, 16] y) {
-        largest = ReduceMax <keepdims = 0> (x)
-        none = Constant <value_float = -1000.0> ()
-        always = Greater (largest, none)
-        two = Constant <value_ints = [2]> ()
-        c = If (always) <
-            then_branch = same () => (a) { a = Identity (x) },
-            else_branch = more () => (b) { b = Unsqueeze (x, two) }
-        >
-        y = Conv <kernel_shape = [1]> (c, w)
-    }""",
-    {"w": (32, 32, 1)},
-    {"x": ((32, 16), None)},
-)
-"""What one branch gives has three axes, the other's four: OpenVINO reads no convolution of it, as in Silero VAD."""
 
 FOLDED = Tiny(
     """g (float[N, 64] x) => (float[N, 64] y) {
