@@ -16,6 +16,7 @@ from fewbits.engines.engine import Engine, available
 from fewbits.errors import EngineError, InputError
 from fewbits.facts import INT8, Facts, gather
 from fewbits.models.model import Model, open_model
+from fewbits.numerics import find, packed_size
 from fewbits.planning.model_info import LayerInfo, TensorInfo, WeightInfo
 from fewbits.planning.recipe import PRESETS, Assignment, Recipe, ResolvedRecipe, assign
 from fewbits.planning.scheme import Scheme
@@ -306,6 +307,8 @@ def _could_give(
                     gainers = gains.setdefault(_gain(recipe, assigned, draft.target, machine), [])
                     if draft.target.engine not in gainers:
                         gainers.append(draft.target.engine)
+            if not gains and not packed:
+                why_not = _refused(recipe, model, engines, machine)
         found.append(
             CouldGive(
                 recipe=recipe.name,
@@ -319,6 +322,15 @@ def _could_give(
             )
         )
     return tuple(found)
+
+
+def _refused(recipe: Recipe, model: Model, engines: Mapping[str, Engine], machine: Cpu) -> str | None:
+    """Why none of the engines runs a recipe; None where one does, and only gains nothing by it."""
+    try:
+        drafts((ResolvedRecipe(recipe),), model.info, engines, machine, has_data=True)
+    except InputError as error:
+        return str(error).removeprefix(f"recipe {recipe.name!r}: ")
+    return None
 
 
 def _needs(recipe: Recipe) -> str:
@@ -344,8 +356,6 @@ def _weights_bytes(assigned: Sequence[Assignment]) -> int:
 
 def stored_bytes(weight: WeightInfo, scheme: Scheme) -> int:
     """Bytes of a weight's codes with their scales and zero points, or of its narrower floats."""
-    from fewbits.numerics import find, packed_size
-
     bits = find(scheme.qtype).bits
     codes = packed_size(weight.params, bits)
     if scheme.is_float:
@@ -358,6 +368,8 @@ def stored_bytes(weight: WeightInfo, scheme: Scheme) -> int:
 
 def _gain(recipe: Recipe, assigned: Sequence[Assignment], target: Target, machine: Cpu) -> str:
     """What an engine gains on this CPU, as its capability table says."""
+    if any(a.activations is not None and find(a.activations.qtype).bits < 8 for a in assigned):
+        return "smaller; activations of fewer than 8 bits are brought back to float, so not faster"
     if any(a.activations is not None for a in assigned):
         what = "smaller, and faster"
         if not recipe.needs_data:
@@ -447,7 +459,7 @@ def _could_give_table(could_give: Sequence[CouldGive]) -> Table:
     previous = None
     for one in could_give:
         gains = "\n".join(f"{', '.join(gain.engines)}: {gain.what}" for gain in one.gains)
-        text = one.why_not or gains or "no installed engine gains by it"
+        text = one.why_not or gains or "runs, but is not tried unless it is named"
         if one.why_not:
             text = _cut(one.why_not)
         cells = (

@@ -136,6 +136,16 @@ def test_a_preset_that_does_not_fit_says_why(tmp_path):
     assert found["w4_g32"].why_not is None
 
 
+def test_a_preset_that_no_engine_gains_by_says_so(tmp_path):
+    found = {one.recipe: one for one in inspect(network(tmp_path / "m.onnx", size=128, layers=3)).could_give}
+    assert found["w8a16"].why_not == "onnxruntime has no kernels for 16-bit activations"
+    assert not found["w8a16"].gains
+    assert found["w4"].why_not is None
+    assert not found["w4"].gains
+    assert all("brought back to float, so not faster" in gain.what for gain in found["w4a4"].gains)
+    assert all("faster" in gain.what and "not faster" not in gain.what for gain in found["w4a8"].gains)
+
+
 def test_a_model_without_layers_is_shown_all_the_same(tmp_path):
     path = save([helper.make_node("Relu", ["x"], ["y"])], [], 4, tmp_path / "m.onnx")
     found = inspect(path)
