@@ -396,8 +396,11 @@ class _Sums:
         self.signal += float(a.double().square().sum())
         self.noise += float(far.double().square().sum())
 
+    def _sqnr(self) -> float:
+        return 10 * (math.log10(self.signal) - math.log10(self.noise))
+
     def difference(self, name: str) -> OutputDifference:
-        sqnr = float("inf") if not self.noise else 10 * math.log10(max(self.signal, 1e-30) / self.noise)
+        sqnr = math.inf if not self.noise else -math.inf if not self.signal else self._sqnr()
         return OutputDifference(
             name,
             self.total / self.elements,

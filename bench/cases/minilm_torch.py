@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
+from bench import data
 from bench.case import Case, Tell
 from bench.cases.minilm import COLUMNS, score
-from bench.in_torch import FP32, QUANTO, TORCH_DYNAMIC, TORCHAO, TORCHAO_DYNAMIC, fewbits, peer
+from bench.entrants import torch_minilm
+from bench.in_torch import FP32, QUANTO, TORCHAO, TORCHAO_DYNAMIC, fewbits
 from bench.table import CaseResult, run
 
 DYNAMIC = "fewbits w8a8_dynamic"
@@ -13,8 +17,16 @@ TIME, AGREEMENT = 0.75, 0.94
 
 def measure(tell: Tell) -> CaseResult:
     """See `Case.measure`."""
-    peers = (FP32, QUANTO, TORCHAO, TORCHAO_DYNAMIC, TORCH_DYNAMIC)
-    entrants = [*(peer(name, "minilm") for name in peers), fewbits("w8a8_dynamic", "minilm")]
+    samples = data.minilm_paragraphs()
+    calibration = partial(data.minilm_calibration, 256, 128)
+    in_torch = partial(torch_minilm, calibration=calibration, samples=samples)
+    entrants = [
+        in_torch(FP32, "float", "torch"),
+        in_torch(QUANTO, "quanto_weights", "optimum-quanto"),
+        in_torch(TORCHAO, "torchao_weights", "torchao"),
+        in_torch(TORCHAO_DYNAMIC, "torchao_dynamic", "torchao"),
+        fewbits("w8a8_dynamic", "minilm"),
+    ]
     rows = run(entrants, None, score, tell)
     checks = (
         rows.time_check("latency over fp32's", DYNAMIC, (FP32,), TIME),

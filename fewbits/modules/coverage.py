@@ -10,6 +10,7 @@ from fewbits.modules.kinds import KINDS, Kind
 
 COVERED = "yes"
 NO_WEIGHT = "it has no weight"
+TWO_ACTIVATIONS = "products of two activations stay in float"
 FEW = "of one axis: a few bytes, and what they scale is in float"
 
 
@@ -37,7 +38,7 @@ def coverage() -> Iterator[Coverage]:
     for kind in kinds:
         yield Coverage(_name(kind), None, kind.not_dynamic, kind.not_static)
     for name in ("scaled_dot_product_attention", "matmul of two activations"):
-        yield Coverage(name, NO_WEIGHT, "faster and closer in float", "faster and closer in float")
+        yield Coverage(name, NO_WEIGHT, TWO_ACTIVATIONS, TWO_ACTIVATIONS)
     yield Coverage("LayerNorm, BatchNorm, biases", FEW, FEW, FEW)
 
 

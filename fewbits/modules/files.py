@@ -118,6 +118,12 @@ def load_shards(paths: Sequence[Path], place: Path, skeleton: nn.Module, name: s
     wanted = {key: value for key, value in skeleton.state_dict(keep_vars=True).items() if key not in coded}
     check_keys(place, name, wanted, floats)
     _assign(skeleton, floats)
+    for key, value in _held(skeleton):
+        if value.device.type == "meta":
+            raise InputError(
+                f"{place}: holds no {key!r}, which {name} makes by itself, and which is on the meta device; make the "
+                "module where values are"
+            )
     setattr(skeleton, LEFT, left)
     return skeleton
 

@@ -19,10 +19,11 @@ from fewbits.planning.recipe import Recipe
 
 DTYPES: dict[Literal["fp16", "bf16"], torch.dtype] = {"fp16": torch.float16, "bf16": torch.bfloat16}
 MISSING = re.compile(
-    r"not implemented for 'Half'|dtype Half|low precision dtypes not supported|\(Half\{|same dtype|scalar type",
+    r"not implemented for '(Half|BFloat16)'|dtype:? (Half|BFloat16)|low precision dtypes not supported"
+    r"|\((CPU)?(Half|BFloat16)|same dtype|scalar type",
     re.I,
 )
-"""What torch says where a function has no kernel for float16, or got float32 from one that had none."""
+"""What torch says where a function has no kernel for 16 bits, or got float32 from one that had none."""
 HALF = "fewbits_half"  # a module's attribute: the 16-bit type of all of it
 NOTES = "fewbits_notes"  # a module's attribute: what was done otherwise than asked
 
@@ -61,18 +62,22 @@ def cast_ends(module: nn.Module, dtype: torch.dtype, before: torch.dtype = torch
     setattr(module, HALF, next(name for name, one in DTYPES.items() if one == dtype))
     module.register_forward_pre_hook(_Cast(before, dtype), with_kwargs=True)
     module.register_forward_hook(_CastBack(dtype, before))
-    if dtype == torch.float16:
-        notes: list[str] = []
-        setattr(module, NOTES, notes)
-        fallback = _Fallback(notes)
-        for one in module.modules():  # a part may be called by itself, as generate() calls an encoder
-            one.register_forward_pre_hook(fallback.enter)
-            one.register_forward_hook(fallback.leave, always_call=True)
+    notes: list[str] = []
+    setattr(module, NOTES, notes)
+    fallback = _Fallback(dtype, notes)
+    for one in module.modules():  # a part may be called by itself, as generate() calls an encoder
+        one.register_forward_pre_hook(fallback.enter)
+        one.register_forward_hook(fallback.leave, always_call=True)
     return module
 
 
 def _floats(module: nn.Module) -> list[tuple[str, Tensor]]:
-    held = (*module.named_parameters(), *module.named_buffers())
+    """Parameters and buffers in float, but for what a file does not hold: rotary frequencies need all their bits."""
+    passing = {
+        id(owner._buffers[name]) for owner in module.modules() for name in owner._non_persistent_buffers_set
+    }
+    buffers = ((name, value) for name, value in module.named_buffers() if id(value) not in passing)
+    held = (*module.named_parameters(), *buffers)
     return [(name, value) for name, value in held if value.is_floating_point()]
 
 
@@ -98,55 +103,59 @@ class _Cast:
     def _one(self, value: Any) -> Any:
         return value.to(self.after) if isinstance(value, Tensor) and value.dtype == self.before else value
 
-    def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
+    def __call__(self, module: nn.Module | None, args: Any, kwargs: Any) -> Any:
         return tree_map(self._one, (args, kwargs))
 
 
 class _CastBack(_Cast):
     """Outputs of a float type become another."""
 
-    def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
+    def __call__(self, module: nn.Module | None, args: Any, output: Any) -> Any:
         return tree_map(self._one, output)
 
 
 class _Fallback:
-    """Functions without a kernel for float16 on the CPU are computed in float32, and noted."""
+    """Functions without a kernel for the 16-bit type are computed in float32, and noted."""
 
-    def __init__(self, notes: list[str]) -> None:
-        self.notes = notes
+    def __init__(self, dtype: torch.dtype, notes: list[str]) -> None:
+        self.dtype, self.notes = dtype, notes
         self.local = threading.local()
 
-    def __getstate__(self) -> list[str]:
-        return self.notes
+    def __getstate__(self) -> tuple[torch.dtype, list[str]]:
+        return self.dtype, self.notes
 
-    def __setstate__(self, notes: list[str]) -> None:
-        self.__init__(notes)  # type: ignore[misc]
+    def __setstate__(self, state: tuple[torch.dtype, list[str]]) -> None:
+        self.__init__(*state)  # type: ignore[misc]
 
     def enter(self, module: nn.Module, args: Any) -> None:
+        if torch.compiler.is_compiling():  # whose code has kernels of its own
+            return
         depth = getattr(self.local, "depth", 0)
-        if not depth and not torch.compiler.is_compiling():
-            self.local.mode = _WideWhereMissing(self._note)
+        if not depth:
+            self.local.mode = _WideWhereMissing(self.dtype, self._note)
             self.local.mode.__enter__()
         self.local.depth = depth + 1
 
     def leave(self, module: nn.Module, args: Any, output: Any) -> None:
+        if torch.compiler.is_compiling():
+            return
         self.local.depth -= 1
-        if not self.local.depth and getattr(self.local, "mode", None) is not None:
-            mode, self.local.mode = self.local.mode, None
-            mode.__exit__(None, None, None)
+        if not self.local.depth:
+            self.local.mode.__exit__(None, None, None)
 
     def _note(self, function: str) -> None:
-        note = f"{function} has no float16 kernel on this CPU: computed in float32"
+        name = str(self.dtype).removeprefix("torch.")
+        note = f"{function} has no {name} kernel on this device: computed in float32"
         if note not in self.notes:
             self.notes.append(note)
 
 
 class _WideWhereMissing(TorchFunctionMode):
-    """Computes in float32 what float16 has no kernel for."""
+    """Computes in float32 what a 16-bit type has no kernel for."""
 
-    def __init__(self, note: Callable[[str], None]) -> None:
+    def __init__(self, dtype: torch.dtype, note: Callable[[str], None]) -> None:
         super().__init__()
-        self.note = note
+        self.dtype, self.note = dtype, note
 
     def __torch_function__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -157,15 +166,8 @@ class _WideWhereMissing(TorchFunctionMode):
                 raise
         name = getattr(func, "__name__", str(func))
         self.note(name)
-        wide_args, wide_kwargs = tree_map(_wide, (args, kwargs))
-        result = tree_map(_half, func(*wide_args, **wide_kwargs))
+        wide, narrow = _Cast(self.dtype, torch.float32), _CastBack(torch.float32, self.dtype)
+        wide_args, wide_kwargs = wide(None, args, kwargs)
+        result = narrow(None, None, func(*wide_args, **wide_kwargs))
         in_place = name.endswith("_") and not name.endswith("__")
         return args[0].copy_(result) if in_place else result
-
-
-def _wide(value: Any) -> Any:
-    return value.float() if isinstance(value, Tensor) and value.dtype == torch.float16 else value
-
-
-def _half(value: Any) -> Any:
-    return value.half() if isinstance(value, Tensor) and value.dtype == torch.float32 else value

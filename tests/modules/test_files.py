@@ -93,6 +93,29 @@ def test_a_skeleton_without_values(tmp_path):
     assert skeleton.layers[0].linear1.weight.is_meta  # which is left alone
 
 
+class Turns(nn.Module):
+    """Holds a buffer that files do not."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(32, 32)
+        self.register_buffer("turns", torch.rand(32) / 3, persistent=False)
+
+    def forward(self, x):
+        return self.layer(x * self.turns.to(x.dtype))
+
+
+def test_what_a_module_makes_by_itself(tmp_path):
+    path = tmp_path / "small.safetensors"
+    for recipe in ("w8", "bf16"):
+        small = fb.quantize(Turns(), recipe)
+        assert small.turns.dtype == torch.float32
+        fb.save(small, path)
+        with torch.device("meta"):
+            skeleton = Turns()
+        refused(path, skeleton, "'turns'", "meta device")
+
+
 def test_an_existing_module_of_that_kind_is_named_on_a_command_line(tmp_path):
     path = tmp_path / "small.safetensors"
     fb.save(fb.quantize(Tied(), "w8"), path)

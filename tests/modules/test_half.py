@@ -68,15 +68,18 @@ def test_layers(name, recipe):
     assert sqnr(module(*inputs), fb.quantize(module, recipe)(*inputs)) > 40
 
 
-def test_operators_without_a_kernel_are_computed_in_float32():
+@pytest.mark.parametrize(
+    ("recipe", "dtype", "db"), [("fp16", torch.float16, 40), ("bf16", torch.bfloat16, 30)]
+)
+def test_operators_without_a_kernel_are_computed_in_float32(recipe, dtype, db):
     torch.manual_seed(0)
     net, x = Distances().eval(), rows(5, 8)
-    small = fb.quantize(net, "fp16")
+    small = fb.quantize(net, recipe)
     assert fb.look(small).notes == ()
-    assert sqnr(net(x), small(x)) > 40
+    assert sqnr(net(x), small(x)) > db
     notes = fb.look(small).notes
     assert any("cdist" in note and "computed in float32" in note for note in notes)
-    assert torch.isfinite(small.first(rows(5, 8).half())).all()  # a part by itself
+    assert torch.isfinite(small.first(rows(5, 8).to(dtype))).all()  # a part by itself
     torch.testing.assert_close(small(x), copy.deepcopy(small)(x))
 
 

@@ -176,7 +176,7 @@ class Attends(nn.Module):
         return self.attention(x, x, x, need_weights=False)[0]
 
 
-@pytest.mark.parametrize("recipe", ["w8", "w4_g16", "w8a8_dynamic", "w_nf4_g16"])
+@pytest.mark.parametrize("recipe", ["w8", "w4_g16", "w8a8_dynamic", "w_nf4_g16", "bf16"])
 def test_torch_compile_captures_the_whole(recipe):
     module = nn.Sequential(nn.Embedding(50, 64), nn.Linear(64, 48), nn.GELU(), Attends()).eval()
     inputs = (ids(50, 2, 5),)
