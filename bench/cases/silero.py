@@ -17,7 +17,7 @@ STATE = {"stateN": "state"}
 SHARE, MEAN_ABS, DECISIONS, SLOWER = 0.31, 0.003, 5.0, 1.03
 SPEECH = 0.5  # the probability from which on a step is speech
 COLUMNS = (
-    Column("mean_abs", "mean |difference|", "{:.5f}"),
+    Column("mean_abs", "mean difference", "{:.5f}"),
     Column("largest", "largest", "{:.3f}"),
     Column("decisions", "decisions changed", "{:.0f}"),
 )
