@@ -11,7 +11,7 @@ test: $(VENV)/installed
 	$(BIN)/python -m pytest
 
 test-keras: $(VENV)/installed-keras
-	$(BIN)/python -m pytest tests/test_from_keras.py tests/models/test_keras_archive.py
+	$(BIN)/python -m pytest tests/test_from_keras.py tests/models/test_keras_archive.py tests/training/test_keras.py
 
 test-torch-tflite: $(VENV)-torch-tflite/installed
 	$(VENV)-torch-tflite/bin/python -m pytest tests/models/test_torch_litert.py

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,8 @@ from bench.table import (
     run,
 )
 from fewbits.engines.engine import EngineSettings
+from fewbits.planning.recipe import ResolvedRecipe, quantization_aware, write_recipe
+from fewbits.planning.scheme import Scheme
 
 LITERT = EngineSettings("litert", "f32", THREADS)
 FORMS = {
@@ -46,6 +49,7 @@ NO_LARGER = 1.02
 NO_WORSE = 0.1  # points
 FOUR_BITS_BYTES, FOUR_BITS_DROP = 15_000, 0.5
 NO_SLOWER = 1.05
+TRAINED_GAIN = 0.5
 PIPED_WIDTH = 160
 
 Source = Callable[[], Path]
@@ -87,7 +91,7 @@ def converted(form: str, source: Source, calibration: Source, samples: Path) -> 
 
 def compressed(recipe: str, source: Source, calibration: Source, samples: Path) -> Entrant:
     """What fewbits writes for one recipe."""
-    name = ours(recipe)
+    name = ours(Path(recipe).stem)
 
     def make() -> Runnable:
         made = process.call(
@@ -95,11 +99,44 @@ def compressed(recipe: str, source: Source, calibration: Source, samples: Path) 
             source=str(source()),
             calibration=str(calibration()),
             recipe=recipe,
-            out=str(cached(f"fewbits/{source().stem}-{recipe}-tflite")),
+            out=str(cached(f"fewbits/{source().stem}-{Path(recipe).stem}-tflite")),
         ).value
         return file_runnable(name, Path(made), LITERT, samples)
 
     return Entrant(name, "fewbits", make)
+
+
+def trained(weight_bits: int, source: Source, training: Path, samples: Path) -> Entrant:
+    """The net trained on with rounding, as fewbits writes it."""
+    name = ours(f"trained, {weight_bits}-bit weights")
+
+    def make() -> Runnable:
+        made = process.call(
+            "bench.keras_jobs:trained_with_rounding",
+            source=str(source()),
+            training=str(training),
+            weight_bits=weight_bits,
+            out=str(cached(f"fewbits/{source().stem}-trained-{weight_bits}")),
+        ).value
+        return file_runnable(name, Path(made), LITERT, samples)
+
+    return Entrant(name, "fewbits", make)
+
+
+def four_and_eight() -> str:
+    """A recipe with weights of 4 and activations of 8 bits, as training with rounding has them."""
+    path = cached("w4a8.toml")
+    recipe = replace(quantization_aware(4), name="w4a8", compensate=True)
+    rules = tuple(
+        replace(
+            rule,
+            weights=Scheme("int4", per="channel", range="mse"),
+            activations=Scheme("uint8", symmetric=False, range="mse"),
+        )
+        for rule in recipe.rules
+    )
+    path.write_text(write_recipe(ResolvedRecipe(replace(recipe, rules=rules))), encoding="utf-8")
+    return str(path)
 
 
 def mnist(tell: Tell) -> CaseResult:
@@ -124,7 +161,8 @@ def mnist(tell: Tell) -> CaseResult:
     entrants = [theirs("float")]
     for recipe, (form, _) in FORMS.items():
         entrants += [theirs(form), same(recipe)]
-    rows = run([*entrants, same("w8"), same("w4")], samples, score, tell)
+    after = [trained(bits, lambda: source, training, samples) for bits in (8, 4)]
+    rows = run([*entrants, same("w8"), same("w4"), same(four_and_eight()), *after], samples, score, tell)
 
     checks: list[Check] = []
     for recipe, (form, words) in FORMS.items():
@@ -154,6 +192,20 @@ def mnist(tell: Tell) -> CaseResult:
                 ours("w4"),
                 "top1",
                 lambda: rows.best("top1", LITERT_F32) - FOUR_BITS_DROP,
+                "at least",
+            ),
+            rows.score_check(
+                "trained with rounding, 8-bit weights: top-1, that of w8a8",
+                after[0].name,
+                "top1",
+                lambda: rows.best("top1", ours("w8a8")),
+                "at least",
+            ),
+            rows.score_check(
+                f"trained with rounding, 4-bit weights: top-1, that of w4a8 and {TRAINED_GAIN}",
+                after[1].name,
+                "top1",
+                lambda: rows.best("top1", ours("w4a8")) + TRAINED_GAIN,
                 "at least",
             ),
         ),

@@ -91,7 +91,7 @@ class Candidate:
 
 
 def resolve(
-    recipe: str, exclude: Sequence[str], io: str | None = None, float_fallback: bool = False
+    recipe: str | Recipe, exclude: Sequence[str], io: str | None = None, float_fallback: bool = False
 ) -> tuple[ResolvedRecipe, ...]:
     """The recipes that a name, a file or ``auto`` stands for, with the excluded layers kept in float.
 
@@ -105,6 +105,8 @@ def resolve(
         resolved = tuple(ResolvedRecipe(PRESETS[name]) for name in AUTO)
     elif recipe == ORIGINAL:
         return ()
+    elif isinstance(recipe, Recipe):
+        resolved = (ResolvedRecipe(recipe),)
     else:
         resolved = (read_recipe(recipe),)
     if io is not None and io not in IO_TYPES:

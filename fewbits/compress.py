@@ -283,6 +283,8 @@ def compress(
         to = _format(format, engine)
         path, origin = open_source(model, arch, data, eval, Path(scratch), progress, feeding, to)
         exporting = time.perf_counter() - start
+        if origin is not None and origin.trained is not None and recipe == "auto":
+            recipes = resolve(origin.trained.recipe, exclude, io, float_fallback)
         run = _begin(
             path, data, eval, engine, threads, seed, Path(scratch), progress, origin, feeding, ending
         )

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
+
+import numpy as np
 
 from fewbits.distance import distance
 from fewbits.engines.engine import literal_session
 from fewbits.errors import EngineError, InputError, VerificationError
-from fewbits.origin import Origin
+from fewbits.origin import Origin, Trained
+from fewbits.planning.recipe import quantization_aware
+
+FEEDS = 2  # samples by which tensors are found in the file
 
 
 def is_keras(model: Any) -> bool:
@@ -29,7 +35,10 @@ def from_keras(model: Any, to: Literal["onnx", "tflite"], folder: Path) -> tuple
         VerificationError: the file does not compute what Keras does.
     """
     from fewbits.models.keras.convert import convert
+    from fewbits.training.keras import is_prepared
 
+    if is_prepared(model):
+        return _trained(model, to, folder)
     made = convert(model, to, folder)
     what = str(model) if isinstance(model, (str, Path)) else str(model.name)
     try:
@@ -48,6 +57,25 @@ def from_keras(model: Any, to: Literal["onnx", "tflite"], folder: Path) -> tuple
         if (far := distance(expected, array)) is not None:
             raise VerificationError(f"{what}: output {output!r} of the converted file is not Keras': {far}")
     return made.path, Origin(name, "keras", None, None, ())
+
+
+def _trained(model: Any, to: Literal["onnx", "tflite"], folder: Path) -> tuple[Path, Origin]:
+    """A model that was trained with rounding: its weights are levels, and its ranges go along."""
+    from fewbits.training.keras import finished
+
+    done = finished(model)
+    path, origin = from_keras(done.model, to, folder)
+    rng = np.random.default_rng(0)
+    inputs = done.model.inputs
+    arrays = [rng.standard_normal([dim or FEEDS for dim in one.shape]).astype(one.dtype) for one in inputs]
+    session = literal_session(path, 1)
+    trained = Trained(
+        quantization_aware(done.weight_bits),
+        dict(zip(session.input_names, arrays, strict=True)),
+        tuple(done.values(arrays)),
+        tuple((one.low, one.high) for one in done.learned),
+    )
+    return path, replace(origin, trained=trained)
 
 
 def _order(item: tuple[str, Any]) -> list[str | int]:

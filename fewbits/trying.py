@@ -15,6 +15,7 @@ from fewbits.errors import InputError
 from fewbits.fallback import Attempt, Fallback, fall_back, losing
 from fewbits.figures import Outcome
 from fewbits.learn import SPENT, Lesson, adopt, learning_target
+from fewbits.learned import with_learned
 from fewbits.models.network import UnsupportedError
 from fewbits.observe import observe
 from fewbits.planning.plan import Placement, Plan
@@ -209,7 +210,9 @@ def observe_for(run: Run, planned: Sequence[Draft]) -> Stats | None:
             run.ending.check()
             run.progress("observe", done, 0)
 
-        return observe(session, run.calibration, tensors, rows, samples, run.calibration.batch, progress)
+        stats = observe(session, run.calibration, tensors, rows, samples, run.calibration.batch, progress)
+        trained = None if run.origin is None else run.origin.trained
+        return stats if trained is None else with_learned(stats, compiled, trained)
 
 
 def _fall_back(

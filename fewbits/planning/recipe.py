@@ -305,6 +305,14 @@ PRESETS: dict[str, Recipe] = {
 }
 
 
+def quantization_aware(weight_bits: int) -> Recipe:
+    """What training with rounding leads to: the levels of its weights are found again, and nothing is rounded anew."""
+    activations = Scheme("uint8", symmetric=False)
+    weights = Scheme(f"int{weight_bits}", per="channel")
+    text = "as it was trained: weights are levels already, activations have the ranges that were learned"
+    return Recipe(f"w{weight_bits}a8_trained", (Rule("*", weights, activations),), text)
+
+
 STORED: dict[str, Recipe] = {
     recipe.name: recipe
     for recipe in (

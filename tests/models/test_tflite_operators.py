@@ -18,7 +18,8 @@ IMAGE = (6, 6, 4)
 class Row:
     """An operator behind a convolution that gives [n, 6, 6, 4]: its other inputs, the shape it gives, its options.
 
-    ``positive``: it is given absolute values; ``least_db``: what must be left by codes of 8 bits.
+    ``positive``: it is given absolute values; ``sized``: it is given the shape;
+    ``least_db``: what must be left by codes of 8 bits.
     """
 
     shape: tuple
@@ -31,6 +32,7 @@ class Row:
     results: int = 1
     version: int = 1
     reshaped: tuple | None = None
+    sized: bool = False
     least_db: float = 25
 
 
@@ -106,6 +108,7 @@ ROWS = {
     **dict.fromkeys(
         ("SELECT", "SELECT_V2"), Row((1, *IMAGE), (np.ones((1, *IMAGE), bool),), first=1, twice=True)
     ),
+    "FILL": Row(SAME_SHAPE, (np.array(0.5),), sized=True),
     "LOG_SOFTMAX": Row(SAME_SHAPE, least_db=20),
     "L2_NORMALIZATION": Row(SAME_SHAPE),
 }
@@ -125,6 +128,8 @@ def net(op: str, row: Row) -> LiteNet:
     if row.reshaped is not None:
         built.constant("shape", np.array([-1, *row.reshaped[1:]], np.int32))
         y = built.add("RESHAPE", [y, "shape"], "reshaped", *row.reshaped)
+    if row.sized:
+        y = built.add("SHAPE", [y], "sizes", 4, dtype="int32", outType=2)
     inputs = [built.constant(f"other{number}", array) for number, array in enumerate(row.others)]
     inputs.insert(row.first, y)
     if row.twice:

@@ -59,7 +59,7 @@ OPERATORS: dict[str, IntegerOperator] = {
     **dict.fromkeys(("RESIZE_BILINEAR", "RESIZE_NEAREST_NEIGHBOR", "REDUCE_MAX", "REDUCE_MIN"), _AS_INPUT),
     **dict.fromkeys(("MIRROR_PAD", "SPLIT_V", "SPACE_TO_DEPTH", "DEPTH_TO_SPACE", "TILE"), _AS_INPUT_8),
     **dict.fromkeys(("BATCH_TO_SPACE_ND", "SPACE_TO_BATCH_ND", "GATHER_ND", "BROADCAST_TO"), _AS_INPUT_8),
-    **dict.fromkeys(("CONCATENATION", "PACK", "MAXIMUM", "MINIMUM"), _AS_OUTPUT),
+    **dict.fromkeys(("CONCATENATION", "PACK", "MAXIMUM", "MINIMUM", "FILL"), _AS_OUTPUT),
     **dict.fromkeys(("SELECT", "SELECT_V2"), _AS_OUTPUT_8),
     "SOFTMAX": IntegerOperator(range8=(0.0, 255 / 256), range16=_UNIT16),
     "LOGISTIC": IntegerOperator(range8=(0.0, 255 / 256), range16=_UNIT16),

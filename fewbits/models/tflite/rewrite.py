@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +42,8 @@ class Rewriter:
         self.graph.operators = []
         self._opcodes: dict[tuple[str, int], int] = {}
         self._converted: dict[tuple[int, Codes | None], int] = {}
+        self._constants: dict[tuple[object, ...], int] = {}
+        self._buffers: dict[bytes, int] = {}
 
     def tensor(self, name: str, like: int, codes: Codes | None) -> int:
         """A new activation, shaped like another, as codes or as floats."""
@@ -67,21 +70,44 @@ class Rewriter:
         zero_point: np.ndarray | None = None,
         axis: int = 0,
     ) -> int:
-        """A new constant; of codes with their scale, or their scales along ``axis``."""
-        from ai_edge_litert.schema_py_generated import BufferT, TensorT
+        """A constant; of codes with their scale, or their scales along ``axis``. The same is not stored twice."""
+        from ai_edge_litert.schema_py_generated import TensorT
 
-        buffer, tensor = BufferT(), TensorT()
         flat = _packed(array) if type == INT4 else np.ascontiguousarray(array)
-        buffer.data = flat.reshape(-1).view(np.uint8)
-        self.model.buffers.append(buffer)
-        tensor.shape, tensor.type = list(array.shape), type
-        tensor.buffer, tensor.name = len(self.model.buffers) - 1, name.encode()
-        tensor.hasRank = True
-        if scale is not None:
-            zeros = np.zeros(scale.size, np.int64) if zero_point is None else zero_point.reshape(-1)
-            tensor.quantization = _parameters(scale.reshape(-1), zeros, axis)
-        self.graph.tensors.append(tensor)
-        return len(self.graph.tensors) - 1
+        data = flat.reshape(-1).view(np.uint8)
+        scales = None if scale is None else scale.reshape(-1)
+        zeros = np.zeros(0 if scales is None else scales.size, np.int64)
+        zeros = zeros if zero_point is None else zero_point.reshape(-1)
+        content = hashlib.sha256(data.tobytes()).digest()
+        key = (
+            name,
+            content,
+            array.shape,
+            type,
+            None if scales is None else scales.tobytes(),
+            zeros.tobytes(),
+            axis,
+        )
+        if key not in self._constants:
+            tensor = TensorT()
+            tensor.shape, tensor.type = list(array.shape), type
+            tensor.buffer, tensor.name = self._buffer(content, data), name.encode()
+            tensor.hasRank = True
+            if scales is not None:
+                tensor.quantization = _parameters(scales, zeros, axis)
+            self.graph.tensors.append(tensor)
+            self._constants[key] = len(self.graph.tensors) - 1
+        return self._constants[key]
+
+    def _buffer(self, content: bytes, data: np.ndarray) -> int:
+        from ai_edge_litert.schema_py_generated import BufferT
+
+        if content not in self._buffers:
+            buffer = BufferT()
+            buffer.data = data
+            self.model.buffers.append(buffer)
+            self._buffers[content] = len(self.model.buffers) - 1
+        return self._buffers[content]
 
     def converted(self, index: int, codes: Codes | None) -> int:
         """The same tensor in another representation, by an operator in front of what comes next; made once."""
