@@ -62,7 +62,8 @@ def save(module: nn.Module, path: str | PathLike[str]) -> None:
     half = dtype_of(module)
     if not weights and half is None:
         raise InputError(
-            f"{path}: nothing in the module is quantized; torch.save or safetensors hold it as it is"
+            f"{path}: nothing in the module is codes; torch.save or safetensors hold a float module as it is, and what "
+            "runs in an engine is kept by fb.compress(module, data, recipe=..., out=FOLDER)"
         )
     header = _Header(weights=weights, left=getattr(module, LEFT, {}), half=half)
     try:

@@ -195,7 +195,7 @@ def test_missing_extra_and_other_keys(tmp_path):
 
 
 def test_what_cannot_be_saved(tmp_path):
-    with pytest.raises(InputError, match="nothing in the module is quantized"):
+    with pytest.raises(InputError, match="nothing in the module is codes"):
         fb.save(Tied(), tmp_path / "small.safetensors")
     with pytest.raises(InputError, match="cannot be written"):
         fb.save(fb.quantize(Tied(), "w8"), tmp_path / "nowhere" / "small.safetensors")

@@ -181,13 +181,15 @@ def test_a_recipe_without_ranges():
         fb.simulate(Net(), images(), "w8")
 
 
-def test_in_an_engine_behind_a_modules_face(short_measuring):
+def test_in_an_engine_behind_a_modules_face(short_measuring, tmp_path):
     net, data = Net().eval(), images(64)
     small = fb.quantize(net, "w8a8_minmax", data.numpy())
     assert isinstance(small, nn.Module)
     expected, got = net(data[:4]), small(data[:4])
     assert got.shape == expected.shape and got.dtype == expected.dtype
     assert sqnr(expected, got) > 20
+    with pytest.raises(InputError, match="what runs in an engine is kept by"):
+        fb.save(small, tmp_path / "small.safetensors")
     # The engine's and the simulation's arithmetic agree better than either does with float.
     simulated = fb.simulate(net, data, "w8a8_minmax")(data[:4])
     assert sqnr(simulated, got) > 20
