@@ -84,3 +84,28 @@ def test_groups_that_do_not_divide():
 
 def test_activations_with_ranges():
     refused(nn.Linear(64, 64), "w8a8", "needs data to calibrate with", "fb.quantize(module, 'w8a8', data)")
+
+
+class Branches(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(32, 32), nn.Linear(32, 32)
+
+    def forward(self, x):
+        return self.first(x) if x.sum() > 0 else self.second(x)
+
+
+def test_control_flow_that_depends_on_data():
+    """Weights become codes all the same; what an engine runs cannot branch."""
+    x = torch.ones(2, 32)
+    small = fb.quantize(Branches(), "w8")
+    assert not torch.equal(small(x), small(-x))
+    with pytest.raises(InputError, match="depends on the values of its input") as error:
+        fb.quantize(Branches().eval(), "w8a8", torch.randn(16, 32).numpy())
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("recipe", ["bf16", "w4_g32"])
+def test_parameters_in_fp64(recipe):
+    small = fb.quantize(nn.Sequential(nn.Linear(32, 32)).double(), recipe)
+    assert small(torch.ones(2, 32).double()).dtype == torch.float64
