@@ -25,6 +25,7 @@ from fewbits.samples import Samples
 SAMPLES = 1024
 SAMPLE_BYTES = 1 << 28  # of one tensor between two blocks are held at most
 BATCH = 64  # samples at a time where nothing is learned
+FINISH = 0.3  # of the usual rates, once codes are settled
 
 SPENT: Mapping[Effort, Spent | None] = {"fast": None, "normal": Spent(steps=150), "high": Spent(steps=500)}
 """What is spent on each block; None: nothing is learned."""
@@ -65,6 +66,8 @@ class Lesson:
         self._blocks = self._network.blocks(self._quantized.nodes)
         self._batch = samples.batch
         self._spent = spent if self._batch is None else replace(spent, batch=self._batch)
+        self._finish = replace(self._spent, pace=FINISH)
+        self._whole = Block(None, self._network.outputs, frozenset(), ())
         arrays = samples.first(max(SAMPLES, self._batch or 1))
         self._inputs = self._bounded({name: torch.from_numpy(array) for name, array in arrays.items()})
 
@@ -92,6 +95,11 @@ class Lesson:
             material = Material(few, few, target)
             total += seconds(part, self._quantized.open(block.nodes), material, self._spent)
             few = {**few, **({block.end[0]: target} if len(block.end) == 1 else {})}
+        if len(self._blocks) > 1:
+            part = partial(_output, self._network, self._whole, self._quantized.reads)
+            every = self._quantized.open(node for block in self._blocks for node in block.nodes)
+            given = {name: few[name] for name in self._inputs}
+            total += seconds(part, every, Material(given, given, target), self._finish)
         return total
 
     def learn(self, seed: int, progress: Callable[[int, int], None]) -> tuple[Plan, tuple[LearnedBlock, ...]]:
@@ -117,7 +125,15 @@ class Lesson:
                 (end,) = block.end
                 rounded = {**self._inputs, end: self._computed(block, rounded, self._quantized.reads)}
                 exact = {**self._inputs, end: target}
+        if len(self._blocks) > 1:
+            self._settle(target, generator)
         return self._quantized.plan(), tuple(found)
+
+    def _settle(self, target: Tensor, generator: torch.Generator) -> None:
+        """Learn once more all but the codes, on what the whole network gives: blocks know nothing of those behind."""
+        part = partial(_output, self._network, self._whole, self._quantized.reads)
+        material = Material(self._inputs, self._inputs, target)
+        reconstruct(part, self._quantized.settled(), material, self._finish, generator)
 
     @torch.no_grad()
     def _computed(self, block: Block, given: Values, reads: Reads) -> Tensor:

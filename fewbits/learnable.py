@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 
 import torch
@@ -57,21 +57,29 @@ class Learnable:
                 self._add_bias(layer)
         for activation in plan.activations:
             self._add_activation(activation)
+        self._all = self.open(place[0] for place in self._open)
 
     @property
     def nodes(self) -> tuple[str, ...]:
         """The layers whose weights learn, by their nodes."""
         return tuple(layer.node for layer in self._plan.layers if self._codes(layer) is not None)
 
-    def open(self, nodes: Collection[str]) -> tuple[Learned, ...]:
+    def open(self, nodes: Iterable[str]) -> tuple[Learned, ...]:
         """What learns before these nodes and has not been closed, each once."""
-        found = {id(one): one for (node, _), one in self._open.items() if node in nodes}
+        wanted = set(nodes)
+        found = {id(one): one for (node, _), one in self._open.items() if node in wanted}
         return tuple(found.values())
 
     def close(self, learned: Collection[Learned]) -> None:
         """These have learned enough."""
         closed = {id(one) for one in learned}
         self._open = {place: one for place, one in self._open.items() if id(one) not in closed}
+
+    def settled(self) -> tuple[Learned, ...]:
+        """All that learns, each once, with codes that stay as they are from now on."""
+        for one in self._all:
+            one.settle()
+        return tuple(self._all)
 
     def plan(self) -> Plan:
         """The plan with what was learned."""

@@ -68,6 +68,22 @@ def test_learning_is_no_loss_in_any_engine(recipe, tmp_path):
     assert after > before
 
 
+@pytest.mark.parametrize("recipe", ["w2a8", "w4_codebook"])
+def test_what_is_learned_around_settled_codes_gains_a_fifth_of_a_decibel(recipe, tmp_path, monkeypatch):
+    feeds = RESIDUAL.samples(256, seed=7)
+    found, codes = {}, {}
+    for name in ("blocks", "whole"):
+        with monkeypatch.context() as patch:
+            if name == "blocks":
+                patch.setattr(learn.Lesson, "_settle", lambda *arguments: None)
+            files = written(RESIDUAL, recipe, tmp_path / name, "normal", RESIDUAL.samples(256))
+        session = files.session(files.candidates[0])
+        found[name] = sqnr_db(files.float_outputs(feeds), session.run(feeds))
+        codes[name] = [layer.weights[0].codes.codes for layer in files.written[0].plan.layers]
+    assert found["whole"] > found["blocks"] + 0.2
+    assert all(np.array_equal(a, b) for a, b in zip(*codes.values(), strict=True))
+
+
 def test_every_target_gets_the_same_codes(tmp_path):
     files = written(RESIDUAL, "w3a8", tmp_path / "out", "normal")
     plans = [one.plan for one in files.written]

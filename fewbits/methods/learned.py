@@ -36,6 +36,10 @@ class Learned(Protocol):
         """Leave what was there before for where learning begins."""
         ...
 
+    def settle(self) -> None:
+        """From now on codes stay as they are, and what they stand for goes on learning."""
+        ...
+
     def __call__(self, tensor: Tensor) -> Tensor:
         """The tensor as it is read, with gradients."""
         ...
@@ -66,15 +70,24 @@ class LearnedCodes:
             "places": q.layout.split(q.codes).float().requires_grad_(),
             "stretch": torch.zeros_like(self._step).requires_grad_(),
         }
+        self._settled: Tensor | None = None
 
     def begin(self) -> None:
         """Move every weight from the middle of its code to where its value lies."""
-        with torch.no_grad():
-            self.parameters["places"].copy_(self._values / self._step)
+        if self._settled is None:
+            with torch.no_grad():
+                self.parameters["places"].copy_(self._values / self._step)
+
+    def settle(self) -> None:
+        """Only the steps go on learning."""
+        self._settled = self.codes.detach()
+        self.parameters.pop("places", None)
 
     @property
     def codes(self) -> Tensor:
         """Integers in float32, [channels, groups, length], with gradients."""
+        if self._settled is not None:
+            return self._settled
         places = (self.parameters["places"] / self.parameters["stretch"].exp()).clamp(self._low, self._high)
         return _straight(places.round(), places)
 
@@ -110,15 +123,28 @@ class LearnedBook:
             "places": (q.dequantize() / self._unit).requires_grad_(),
             "entries": torch.zeros_like(q.codebook).requires_grad_(),
         }
+        self._settled: Tensor | None = None
 
     def begin(self) -> None:
         """Move every weight from its entry to where its value lies."""
-        with torch.no_grad():
-            self.parameters["places"].copy_(self._values / self._unit)
+        if self._settled is None:
+            with torch.no_grad():
+                self.parameters["places"].copy_(self._values / self._unit)
+
+    def settle(self) -> None:
+        """Only the entries go on learning."""
+        if self._settled is None:
+            q = self.rounded()
+            assert q.codebook is not None
+            self._settled, self._book = q.codes.long(), q.codebook
+            self.parameters = {"entries": torch.zeros_like(q.codebook).requires_grad_()}
 
     def __call__(self, tensor: Tensor) -> Tensor:
         """The nearest entries, in the shape of the weight, whatever ``tensor`` holds."""
-        book = (self._book + self.parameters["entries"] * self._unit).sort().values
+        book = self._book + self.parameters["entries"] * self._unit
+        if self._settled is not None:
+            return book[self._settled]
+        book = book.sort().values
         weight = self.parameters["places"] * self._unit
         codes = torch.bucketize(weight.detach(), midpoints(book.detach()))
         # Both get the gradient: the weight may move on to the next entry, the entry to where it serves best.
@@ -127,8 +153,10 @@ class LearnedBook:
     @torch.no_grad()
     def rounded(self) -> QTensor:
         """The codes and the codebook as they are now."""
+        settled = self._settled is not None
+        values = self(self._values) if settled else self.parameters["places"] * self._unit
         book = ascending((self._book + self.parameters["entries"] * self._unit).sort().values[None])[0]
-        codes = torch.bucketize(self.parameters["places"] * self._unit, midpoints(book))
+        codes = torch.bucketize(values, midpoints(book))
         return replace(self._q, codes=codes.to(self._q.codes.dtype), codebook=book)
 
 
@@ -152,6 +180,9 @@ class LearnedStep:
     def begin(self) -> None:
         """It begins where it is."""
 
+    def settle(self) -> None:
+        """It has no codes to keep."""
+
     def __call__(self, tensor: Tensor) -> Tensor:
         """The activation, any shape, as its codes stand for it."""
         result: Tensor = _FakeQuantize.apply(tensor, self.step, self._zero_point, self._low, self._high)
@@ -172,6 +203,9 @@ class LearnedShift:
 
     def begin(self) -> None:
         """It begins where it is."""
+
+    def settle(self) -> None:
+        """It has no codes to keep."""
 
     def __call__(self, tensor: Tensor) -> Tensor:
         """The bias, whatever ``tensor`` holds."""

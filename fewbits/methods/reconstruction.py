@@ -58,10 +58,11 @@ class Material:
 
 @dataclass(frozen=True)
 class Spent:
-    """How much a part learns: steps of Adam, and samples a step."""
+    """How much a part learns: steps of Adam, samples a step, and how fast against the usual rates."""
 
     steps: int
     batch: int = 32
+    pace: float = 1.0
 
 
 def reconstruct(
@@ -107,7 +108,10 @@ def _descent(
     for one in learned:
         one.begin()
     groups = [
-        {"params": [one.parameters[kind] for one in learned if kind in one.parameters], "lr": rate}
+        {
+            "params": [one.parameters[kind] for one in learned if kind in one.parameters],
+            "lr": rate * spent.pace,
+        }
         for kind, rate in RATES.items()
     ]
     optimizer = torch.optim.Adam([group for group in groups if group["params"]])
