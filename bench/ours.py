@@ -59,7 +59,7 @@ def smallest(source: str, calibration: str, recipe: str, out: str) -> str:
     return str(saved(result.folder)[0])
 
 
-def learned(source: str, calibration: str, recipe: str, out: str) -> dict[str, Any]:
+def learned(source: str, calibration: str, chosen_on: str, recipe: str, out: str) -> dict[str, Any]:
     """What a recipe gives at effort high, for quality, and the seconds from reading to the written file."""
     import fewbits as fb
     from fewbits.loaded import saved
@@ -67,6 +67,7 @@ def learned(source: str, calibration: str, recipe: str, out: str) -> dict[str, A
     result = fb.compress(
         source,
         calibration,
+        eval=chosen_on,
         recipe=recipe,
         engine="openvino",
         effort="high",
