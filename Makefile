@@ -8,7 +8,7 @@ demo: $(VENV)/installed
 	$(BIN)/fewbits demo
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 test-keras: $(VENV)/installed-keras
 	$(BIN)/python -m pytest tests/test_from_keras.py tests/models/test_keras_archive.py tests/training/test_keras.py
