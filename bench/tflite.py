@@ -224,7 +224,7 @@ def size_check(rows: Rows, what: str, mine: str, peer: str) -> Check:
 def mobilenet(tell: Tell) -> CaseResult:
     """A deeper net in full integer: every operator on codes, and as fast as the converter's file."""
     calibration, samples = data.small_images()
-    source = made_once("mobilenet", "mobilenet", ".keras", ())
+    source = made_once("mobilenet", "mobilenet-logits", ".keras", ())
 
     def score(reference: np.ndarray, outputs: np.ndarray) -> Scores:
         return {"sqnr_db": quality.sqnr_db(reference, outputs)}
@@ -247,7 +247,7 @@ def mobilenet(tell: Tell) -> CaseResult:
         (Column("sqnr_db", "SQNR dB", "{:.1f}"),),
         rows.rows,
         (
-            _float_operators(mine, cached("fewbits/mobilenet-w8a8-tflite")),
+            _float_operators(mine, cached(f"fewbits/{source.stem}-w8a8-tflite")),
             rows.time_check("latency over the converter's full integer", mine, (peer,), NO_SLOWER),
             rows.score_check(
                 "SQNR dB, the converter's", mine, "sqnr_db", lambda: rows.best("sqnr_db", peer), "at least"
