@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,13 +17,24 @@ from fewbits.methods.learned import (
     LearnedShift,
     LearnedStep,
     LearnedWeight,
+    straight_through,
 )
 from fewbits.models.model import Model
 from fewbits.models.network import Network, Place
-from fewbits.numerics import cast, find
+from fewbits.numerics import QTensor, cast, find
 from fewbits.planning.plan import ActivationPlan, BiasPlan, LayerPlan, Plan, WeightPlan
 
 LEARNED_KINDS = ("conv", "linear")  # the rows of a table depend on nothing but themselves
+
+
+@dataclass(frozen=True)
+class Kinds:
+    """What stands before a weight, an activation and a bias; each is made as those of this module are."""
+
+    codes: Callable[..., Any] = LearnedCodes
+    book: Callable[..., Any] = LearnedBook
+    step: Callable[..., Any] = LearnedStep
+    shift: Callable[..., Any] = LearnedShift
 
 
 class Learnable:
@@ -34,13 +46,14 @@ class Learnable:
         model: what the plan is for.
         network: the same model in torch.
         plan: to begin with.
+        kinds: of what learns.
 
     Attributes:
         reads: what stands before each place of the network, for :meth:`Network.run`.
     """
 
-    def __init__(self, model: Model, network: Network, plan: Plan) -> None:
-        self._model, self._network, self._plan = model, network, plan
+    def __init__(self, model: Model, network: Network, plan: Plan, kinds: Kinds = Kinds()) -> None:
+        self._model, self._network, self._plan, self._kinds = model, network, plan, kinds
         self._infos = {layer.node: layer for layer in model.info.layers}
         self._inputs = inputs_of(plan.activations)
         on_codes = {weight.name for one in plan.layers if one.activations for weight in one.weights}
@@ -58,6 +71,13 @@ class Learnable:
         for activation in plan.activations:
             self._add_activation(activation)
         self._all = self.open(place[0] for place in self._open)
+
+    @property
+    def learned(self) -> dict[str, Any]:
+        """All that learns, by the names of the tensors that it stands for; each once."""
+        found: dict[str, Any] = {plan.name: one for plan, one in self._weights}
+        found |= {self._infos[node].bias or "": one for node, one in self._biases.items()}
+        return found | {tensor: one for (tensor, _, _), one in self._steps.items()}
 
     @property
     def nodes(self) -> tuple[str, ...]:
@@ -104,7 +124,8 @@ class Learnable:
             values = torch.from_numpy(weight.values)
             low, high = code_limits(weight.scheme, self._plan.target, weight.name in self._narrowed)
             grid = None if low is None or high is None else (low, high)
-            learned = LearnedBook(values, q) if grid is None else LearnedCodes(values, q, *grid)
+            kinds = self._kinds
+            learned = kinds.book(values, q) if grid is None else kinds.codes(values, q, *grid)
             self._weights.append((weight, learned))
         self._open[place] = self.reads[place] = learned
 
@@ -132,10 +153,14 @@ class Learnable:
         if layer.node in self._inputs and layer.bias is None:
             return  # it cannot be written in the scale of the layer's products
         weight = torch.from_numpy(layer.weights[0].values).movedim(info.weights[0].channel_axis, 0)
-        learned = LearnedShift(torch.from_numpy(values), weight.flatten(1).norm(dim=1))
+        learned = self._kinds.shift(torch.from_numpy(values), weight.flatten(1).norm(dim=1))
         self._biases[layer.node] = learned
         place = self._network.place(layer.node, info.bias)
         self._open[place] = self.reads[place] = learned
+        if layer.bias is not None and layer.bias.scale is not None:
+            step, codes = self._step(self._inputs[layer.node]), self._codes(layer)
+            assert codes is not None
+            self.reads[place] = lambda tensor: _on_grid(learned(tensor), step.step.detach(), codes.rounded())
 
     def _add_activation(self, plan: ActivationPlan) -> None:
         learned = self._step(plan)
@@ -150,7 +175,9 @@ class Learnable:
     def _step(self, plan: ActivationPlan) -> LearnedStep:
         key = plan.site.range_of, plan.scale, plan.zero_point
         row = find(plan.qtype)
-        return self._steps.setdefault(key, LearnedStep(plan.scale, plan.zero_point, row.qmin, row.qmax))
+        if key not in self._steps:
+            self._steps[key] = self._kinds.step(plan.scale, plan.zero_point, row.qmin, row.qmax)
+        return self._steps[key]
 
     def _learned_layer(self, layer: LayerPlan, activation: ActivationPlan | None) -> LayerPlan:
         learned = self._codes(layer)
@@ -165,6 +192,13 @@ class Learnable:
             elif info.bias is not None:
                 bias = BiasPlan(info.bias, values, None)
         return replace(layer, weights=(weight, *layer.weights[1:]), bias=bias)
+
+
+def _on_grid(bias: Tensor, step: Tensor, weight: QTensor) -> Tensor:
+    """Whole numbers of the steps of a layer's products, with the gradient of the bias."""
+    assert weight.scale is not None
+    step = step * weight.scale
+    return straight_through((bias / step).round() * step, bias)
 
 
 def inputs_of(activations: Collection[ActivationPlan]) -> Mapping[str, ActivationPlan]:

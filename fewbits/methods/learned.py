@@ -89,7 +89,7 @@ class LearnedCodes:
         if self._settled is not None:
             return self._settled
         places = (self.parameters["places"] / self.parameters["stretch"].exp()).clamp(self._low, self._high)
-        return _straight(places.round(), places)
+        return straight_through(places.round(), places)
 
     @property
     def step(self) -> Tensor:
@@ -185,8 +185,7 @@ class LearnedStep:
 
     def __call__(self, tensor: Tensor) -> Tensor:
         """The activation, any shape, as its codes stand for it."""
-        result: Tensor = _FakeQuantize.apply(tensor, self.step, self._zero_point, self._low, self._high)
-        return result
+        return fake_quantize(tensor, self.step, self._zero_point, self._low, self._high)
 
 
 class LearnedShift:
@@ -212,6 +211,12 @@ class LearnedShift:
         return self.values
 
 
+def fake_quantize(x: Tensor, step: Tensor, zero_point: int, low: int, high: int) -> Tensor:
+    """A float32 tensor of any shape on a uniform grid, with gradients for itself and for the step (a scalar)."""
+    result: Tensor = _FakeQuantize.apply(x, step, zero_point, low, high)
+    return result
+
+
 class _FakeQuantize(torch.autograd.Function):
     """A tensor on a uniform grid in one pass, and its gradients in few."""
 
@@ -233,6 +238,6 @@ class _FakeQuantize(torch.autograd.Function):
         return inside, of_step, None, None, None
 
 
-def _straight(rounded: Tensor, x: Tensor) -> Tensor:
+def straight_through(rounded: Tensor, x: Tensor) -> Tensor:
     """``rounded`` with the gradient of ``x``."""
     return x + (rounded - x).detach()

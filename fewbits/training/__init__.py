@@ -1,1 +1,24 @@
-"""Training with rounding in the loop."""
+"""Training with fewer bits: quantization-aware training, distillation, mixed precision, and a small loop for them."""
+
+from typing import Any
+
+_HOMES = {
+    "Epoch": "loop",
+    "Objective": "objective",
+    "QatModule": "qat_module",
+    "distillation": "distil",
+    "fit": "loop",
+    "qat": "qat_module",
+    "supervised": "objective",
+}
+
+__all__ = ["Epoch", "Objective", "QatModule", "distillation", "fit", "qat", "supervised"]
+
+
+def __getattr__(name: str) -> Any:
+    """Public names are imported when they are first used: training a Keras model needs none of them."""
+    import importlib
+
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,144 @@
+"""Fake quantization with steps that are trained: what stands between a tensor and the layer that reads it.
+
+Rounding passes its gradient straight through; a step gets that of Esser et al. 2020, "Learned Step Size Quantization"
+(arXiv:1902.08153), here for the logarithm of what it began with, so that it stays positive and one rate suits all.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from fewbits.methods.learned import fake_quantize, straight_through
+from fewbits.numerics import QTensor
+from fewbits.numerics.codebook import ascending, midpoints
+
+CELL = 0.499  # of a step to each side of a code: what is rounded to it
+
+
+class TrainedWeight(nn.Module):
+    """A weight on a symmetric uniform grid.
+
+    Args:
+        values: float32, the weight.
+        q: the plan's codes, with a scale and without a zero point; training begins with them.
+        low, high: the codes allowed.
+
+    Attributes:
+        weight: float32 parameter, the values in the layout [channels, groups, length] of the codes.
+        stretch: float32 parameter, the logarithm of what each step has been multiplied by.
+    """
+
+    first: Tensor
+
+    def __init__(self, values: Tensor, q: QTensor, low: int, high: int) -> None:
+        super().__init__()
+        assert q.scale is not None
+        self._q, self._low, self._high = q, low, high
+        self.register_buffer("first", q.layout.spread(q.scale).clone())
+        # Each value in the cell of its code: the plan may have rounded it the other way, to make up for others.
+        middle = q.layout.split(q.codes).float()
+        places = (q.layout.split(values) / self.first).clamp(middle - CELL, middle + CELL)
+        self.weight = nn.Parameter(places * self.first)
+        self.stretch = nn.Parameter(torch.zeros_like(self.first))
+
+    @property
+    def _step(self) -> Tensor:
+        """The step as it is now, with gradients scaled to suit the weights' (LSQ, section 2.2)."""
+        count = self.weight.numel() / self.stretch.numel()
+        return self.first * _scaled(self.stretch, (count * self._high) ** -0.5).exp()
+
+    def _codes(self, step: Tensor) -> Tensor:
+        places = (self.weight / step).clamp(self._low, self._high)
+        return straight_through(places.round(), places)
+
+    def forward(self, tensor: Tensor) -> Tensor:
+        """What the codes stand for, in the shape of the weight, whatever ``tensor`` holds."""
+        step = self._step
+        joined: Tensor = self._q.layout.join(self._codes(step) * step)
+        return joined
+
+    @torch.no_grad()
+    def rounded(self) -> QTensor:
+        """The codes and steps as they are now."""
+        step = self._step
+        codes = self._q.layout.join(self._codes(step)).to(self._q.codes.dtype)
+        return replace(self._q, codes=codes, scale=step.reshape(self._q.layout.parameter_shape))
+
+
+class TrainedBook(nn.Module):
+    """A weight whose values are shared: entries of a codebook, which are trained with it.
+
+    Source: Han et al. 2016, "Deep Compression" (arXiv:1510.00149), section 3: an entry gets the gradients of all the
+    weights that share it. Here a weight may also move on to the next entry.
+
+    Args:
+        values: float32, where training begins.
+        q: the plan's codes, with a codebook for the whole tensor.
+    """
+
+    def __init__(self, values: Tensor, q: QTensor) -> None:
+        super().__init__()
+        assert q.codebook is not None
+        self._q = q
+        self.weight = nn.Parameter(values.clone())
+        self.entries = nn.Parameter(q.codebook.clone())
+
+    def forward(self, tensor: Tensor) -> Tensor:
+        """The nearest entries, in the shape of the weight, whatever ``tensor`` holds."""
+        book = self.entries.sort().values
+        codes = torch.bucketize(self.weight.detach(), midpoints(book.detach()))
+        return book[codes] + self.weight - self.weight.detach()
+
+    @torch.no_grad()
+    def rounded(self) -> QTensor:
+        """The codes and the codebook as they are now."""
+        book = ascending(self.entries.sort().values[None])[0]
+        codes = torch.bucketize(self.weight, midpoints(book))
+        return replace(self._q, codes=codes.to(self._q.codes.dtype), codebook=book)
+
+
+class TrainedStep(nn.Module):
+    """An activation on a uniform grid with one trained step and a fixed zero point.
+
+    Args:
+        step: the step to begin with.
+        zero_point, low, high: integers; the code of zero, and the codes allowed.
+    """
+
+    first: Tensor
+
+    def __init__(self, step: float, zero_point: int, low: int, high: int) -> None:
+        super().__init__()
+        self.stretch = nn.Parameter(torch.zeros(()))
+        self.register_buffer("first", torch.tensor(step))
+        self._zero_point, self._low, self._high = zero_point, low, high
+
+    @property
+    def step(self) -> Tensor:
+        """The step as it is now, float32 scalar with gradients."""
+        return self.first * self.stretch.exp()
+
+    def forward(self, tensor: Tensor) -> Tensor:
+        """The activation, any shape, as its codes stand for it."""
+        steps = self.first * _scaled(self.stretch, (tensor.numel() * self._high) ** -0.5).exp()
+        return fake_quantize(tensor, steps, self._zero_point, self._low, self._high)
+
+
+class TrainedBias(nn.Module):
+    """A bias; ``unit`` is not needed here."""
+
+    def __init__(self, values: Tensor, unit: Tensor) -> None:
+        super().__init__()
+        self.values = nn.Parameter(values.clone())
+
+    def forward(self, tensor: Tensor) -> Tensor:
+        """The bias, whatever ``tensor`` holds."""
+        return self.values
+
+
+def _scaled(x: Tensor, by: float) -> Tensor:
+    """The tensor itself, with its gradient multiplied."""
+    return x * by + (x - x * by).detach()

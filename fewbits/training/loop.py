@@ -1,0 +1,224 @@
+"""A short training loop: any module, any loader, any objective; resumable, and the same twice with one seed."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterable, Sized
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from fewbits.errors import InputError
+from fewbits.training.objective import Objective, supervised
+
+Precision = Literal["f32", "bf16", "fp16"]
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One pass over the data.
+
+    Attributes:
+        number: from 1.
+        loss: mean over its batches.
+        seconds: that it took.
+        score: what ``validate`` gave after it, or None.
+    """
+
+    number: int
+    loss: float
+    seconds: float
+    score: float | None = None
+
+
+def fit(
+    module: nn.Module,
+    data: Iterable[Any],
+    *,
+    epochs: int,
+    objective: Objective | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
+    lr: float = 1e-3,
+    precision: Precision = "f32",
+    validate: Callable[[nn.Module], float] | None = None,
+    checkpoint: str | Path | None = None,
+    seed: int = 0,
+    progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
+) -> list[Epoch]:
+    """Train a module in place.
+
+    The rate falls from ``lr`` to nothing along half a cosine. An interrupted run that is called again with the same
+    arguments goes on after the last whole epoch, and ends where it would have ended.
+
+    Args:
+        module: on one device; it is trained there.
+        data: batches of (inputs, targets); inputs are a tensor, a tuple of arguments or a dict of named ones. It is
+            gone through once for each epoch, and may shuffle with torch's generator: that is seeded for each epoch.
+        epochs: passes over the data.
+        objective: what is made smaller; cross entropy where None. See :func:`distillation`.
+        optimizer: over the module's parameters; Adam where None.
+        lr: its rate at the beginning, for an optimizer made here.
+        precision: of the forward pass: ``f32``; ``bf16`` or ``fp16`` by torch.amp, the latter on CUDA only, with its
+            loss scaled. Weights and their updates stay in float32.
+        validate: gives a score after each epoch; the module is then in eval mode.
+        checkpoint: a file to go on from, written after each epoch.
+        seed: of dropout and of the order of samples.
+        progress: called with a stage, the batches done and their number where it is known.
+
+    Raises:
+        InputError: nothing to train, more than one device, no data, a checkpoint of another run, or a loss that is NaN
+            or infinite (the step is named, and the first submodule that gave such a number).
+    """
+    device = _device(module)
+    if precision not in get_args(Precision):
+        raise InputError(f"precision is {precision!r}; allowed are {', '.join(get_args(Precision))}")
+    if precision == "fp16" and device.type != "cuda":
+        raise InputError("precision is 'fp16', which trains on CUDA; on a CPU take 'bf16'")
+    if epochs < 1:
+        raise InputError(f"epochs is {epochs}; give 1 or more")
+    objective = objective or supervised()
+    trained = [one for one in module.parameters() if one.requires_grad]
+    if not trained:
+        raise InputError("the module has no parameters that need gradients; there is nothing to train")
+    optimizer = optimizer or torch.optim.Adam(trained, lr=lr)
+    for group in optimizer.param_groups:
+        group.setdefault("initial_lr", group["lr"])
+    scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+    state = _State(module, optimizer, scaler, {"epochs": epochs, "seed": seed, "precision": precision})
+    done = state.resumed(Path(checkpoint)) if checkpoint is not None else []
+    for number in range(len(done) + 1, epochs + 1):
+        torch.manual_seed(seed * 100_003 + number)
+        module.train()
+        start, total, count = time.perf_counter(), 0.0, 0
+        size = len(data) if isinstance(data, Sized) else 0
+        for inputs, targets in data:
+            _set_rates(optimizer, (number - 1 + count / max(size, count + 1)) / epochs)
+            inputs, targets = _moved(inputs, device), _moved(targets, device)
+            with torch.autocast(device.type, _DTYPES[precision], enabled=precision != "f32"):
+                loss = objective(module, inputs, targets)
+            value = float(loss.detach())
+            if not math.isfinite(value):
+                raise InputError(_broken(module, objective, inputs, targets, value, number, count + 1))
+            optimizer.zero_grad()
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            total, count = total + value, count + 1
+            progress(f"epoch {number} of {epochs}", count, size)
+        if not count:
+            raise InputError("there is no data: the loader gave no batch; a generator serves one epoch only")
+        seconds = time.perf_counter() - start
+        done.append(Epoch(number, total / count, seconds, _validated(module, validate)))
+        if checkpoint is not None:
+            state.save(Path(checkpoint), done)
+    module.eval()
+    return done
+
+
+_DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def _device(module: nn.Module) -> torch.device:
+    devices = {value.device for value in (*module.parameters(), *module.buffers())}
+    if len(devices) > 1:
+        names = ", ".join(sorted(map(str, devices)))
+        raise InputError(f"the module is on several devices ({names}); move all of it to one")
+    return next(iter(devices), torch.device("cpu"))
+
+
+def _set_rates(optimizer: torch.optim.Optimizer, done: float) -> None:
+    """Half a cosine from the rates at the beginning to nothing; ``done`` is the part of the run behind us."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["initial_lr"] * (1 + math.cos(math.pi * done)) / 2
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, dict):
+        return {name: _moved(one, device) for name, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_moved(one, device) for one in value)
+    return value
+
+
+@torch.no_grad()
+def _validated(module: nn.Module, validate: Callable[[nn.Module], float] | None) -> float | None:
+    if validate is None:
+        return None
+    module.eval()
+    return float(validate(module))
+
+
+def _broken(
+    module: nn.Module, objective: Objective, inputs: Any, targets: Any, value: float, epoch: int, step: int
+) -> str:
+    """One line about a loss that is not a number: when, and which part of the module broke first."""
+    first: list[str] = []
+    handles = []
+    for name, part in module.named_modules():
+
+        def look(_part: nn.Module, _inputs: Any, output: Any, name: str = name) -> None:
+            if isinstance(output, Tensor) and not bool(torch.isfinite(output).all()):
+                first.append(name or type(module).__name__)
+
+        handles.append(part.register_forward_hook(look))
+    try:
+        with torch.no_grad():
+            objective(module, inputs, targets)
+    finally:
+        for handle in handles:
+            handle.remove()
+    where = f"the first to give such a number is {first[0]!r}" if first else "every layer's output is finite"
+    return f"the loss is {value} at step {step} of epoch {epoch}; {where}; try a smaller rate or other ranges"
+
+
+@dataclass(frozen=True)
+class _State:
+    """All that a run goes on from."""
+
+    module: nn.Module
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    setting: dict[str, Any]
+
+    def save(self, path: Path, done: list[Epoch]) -> None:
+        """Write it; the file is whole or the one before."""
+        beside = path.with_name(f"{path.name}.part")
+        parts = {
+            "module": self.module.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "setting": json.dumps(self.setting),
+            "epochs": json.dumps([asdict(one) for one in done]),
+        }
+        torch.save(parts, beside)
+        os.replace(beside, path)
+
+    def resumed(self, path: Path) -> list[Epoch]:
+        """Take over what a file holds; the epochs it has behind it."""
+        if not path.exists():
+            return []
+        try:
+            parts = torch.load(path, weights_only=True)
+            setting = json.loads(parts["setting"])
+        except Exception as error:  # whatever a damaged file does
+            raise InputError(f"{path}: not a checkpoint that can be read; remove it to begin anew") from error
+        if setting != self.setting:
+            raise InputError(
+                f"{path}: is of a run with {setting}, this one has {self.setting}; remove it, or name another file"
+            )
+        try:
+            self.module.load_state_dict(parts["module"])
+            self.optimizer.load_state_dict(parts["optimizer"])
+        except (RuntimeError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise InputError(f"{path}: is of another module or optimizer: {reason}") from error
+        self.scaler.load_state_dict(parts["scaler"])
+        return [Epoch(**one) for one in json.loads(parts["epochs"])]

@@ -1,0 +1,169 @@
+"""Quantization-aware training: a plan's quantizers in a model's graph, as a module that any loop can train."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from fewbits.decide import decide
+from fewbits.engines.cpu import cpu
+from fewbits.engines.engine import EngineSettings, written_for, yardstick
+from fewbits.engines.targets import targets
+from fewbits.errors import InputError
+from fewbits.learnable import Kinds, Learnable
+from fewbits.models.model import Model, open_model
+from fewbits.models.network import UnsupportedError
+from fewbits.observe import observe
+from fewbits.planning.plan import Plan
+from fewbits.planning.recipe import Recipe, assign, fitted, read_recipe
+from fewbits.planning.target import Target
+from fewbits.samples import open_samples
+from fewbits.source import Arch, open_source
+from fewbits.threads import one_torch_thread
+from fewbits.training.fake_quantize import TrainedBias, TrainedBook, TrainedStep, TrainedWeight
+
+if TYPE_CHECKING:
+    from fewbits.models.torch.structure import Structure
+
+KINDS = Kinds(TrainedWeight, TrainedBook, TrainedStep, TrainedBias)
+
+
+def qat(
+    module: nn.Module | str | Path,
+    recipe: str | Recipe = "w8a8",
+    data: Any = None,
+    *,
+    arch: Arch | None = None,
+    engine: str = "onnxruntime",
+    exclude: Sequence[str] = (),
+) -> QatModule:
+    """A module with a recipe's quantizers in it, to be trained by any loop; see :func:`fewbits.training.fit`.
+
+    It begins where post-training quantization ends. Batch norm is folded into the layer before it, and the folded
+    weights and biases are trained, with one step for each activation and one for each channel of a weight.
+
+    Args:
+        module: an ``nn.Module``, ``module:factory``, a ``.safetensors`` with ``arch``, or an ``.onnx`` file.
+        recipe: a preset, a path in TOML, or a Recipe.
+        data: samples to calibrate with, as for :func:`fewbits.compress.compress`; a few hundred do.
+        arch: as for :func:`fewbits.compress.compress`.
+        engine: that :meth:`QatModule.export` writes for.
+        exclude: patterns of layer names or operators to keep in float.
+
+    Raises:
+        InputError: a module that is quantized already or cannot be exported; a recipe that does not fit; an operator
+            that cannot be trained (it is named); no data.
+    """
+    if isinstance(module, QatModule):
+        raise InputError(
+            "the module is quantized already: it came from qat; train it, or give the float module"
+        )
+    if data is None:
+        raise InputError("there is no data to calibrate with: fb.training.qat(module, recipe, data)")
+    chosen = recipe if isinstance(recipe, Recipe) else read_recipe(recipe).recipe
+    target = targets(written_for(engine).name, cpu())[0]
+    with tempfile.TemporaryDirectory(prefix="fewbits-") as scratch, one_torch_thread():
+        path, origin = open_source(module, arch, data, None, Path(scratch))
+        model = open_model(path)
+        chosen = fitted(chosen.excluding(exclude), model.info)
+        plan = _planned(model, chosen, target, data, Path(scratch))
+        shape = _Shape(
+            tuple(one.name for one in model.info.inputs), None if origin is None else origin.structure
+        )
+        try:
+            return QatModule(model, plan, shape)
+        except UnsupportedError as error:
+            raise InputError(f"{path.name}: cannot be trained: {error}") from error
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """How a module is called, and what it gives."""
+
+    inputs: tuple[str, ...]
+    structure: Structure | None
+
+
+class QatModule(nn.Module):
+    """A model's graph in torch with a plan's quantizers between its tensors.
+
+    It takes and gives what the original did. Submodules are called like the tensors that they stand for, with slashes
+    for dots: ``quantizers.layer1/0/conv1/weight``.
+    """
+
+    def __init__(self, model: Model, plan: Plan, shape: _Shape) -> None:
+        super().__init__()
+        self._model, self._first, self._shape = model, plan, shape
+        self._network = model.network()
+        self._learnable = Learnable(model, self._network, plan, KINDS)
+        named = self._learnable.learned
+        self.quantizers = nn.ModuleDict({name.replace(".", "/"): one for name, one in named.items()})
+
+    def forward(self, *tensors: Tensor, **named: Tensor) -> Any:
+        """Run with every weight and activation rounded. Raises InputError where the inputs are not the model's."""
+        given = dict(zip(self._shape.inputs, tensors, strict=False)) | named
+        if len(tensors) > len(self._shape.inputs) or set(given) != set(self._shape.inputs):
+            raise InputError(f"inputs are {sorted(given)}; the model takes {', '.join(self._shape.inputs)}")
+        outputs = self._network.run(given, self._network.outputs, self._learnable.reads)
+        if self._shape.structure is not None:
+            return self._shape.structure.put_together(outputs)
+        return outputs[self._network.outputs[0]] if len(outputs) == 1 else outputs
+
+    def freeze_ranges(self) -> QatModule:
+        """Activations keep the steps that they have; weights go on training."""
+        for one in self.quantizers.values():
+            if isinstance(one, TrainedStep):
+                one.requires_grad_(False)
+        return self
+
+    @property
+    def plan(self) -> Plan:
+        """The plan with what was learned."""
+        return self._learnable.plan()
+
+    def export(self, path: str | Path) -> Path:
+        """Write the ``.onnx`` of the main job with the learned codes, and read it back.
+
+        Raises:
+            InputError: a number is NaN or infinite.
+            VerificationError: the file does not hold the plan.
+        """
+        broken = [name for name, value in self.named_parameters() if not bool(torch.isfinite(value).all())]
+        if broken:
+            raise InputError(f"{broken[0]!r} holds NaN or infinity; nothing is written")
+        path, plan = Path(path), self.plan
+        self._model.write(plan, path)
+        self._model.read_back(path, plan)
+        return path
+
+    def __deepcopy__(self, memo: Any) -> QatModule:
+        copy = QatModule(self._model, self._first, self._shape)
+        copy.load_state_dict(self.state_dict())
+        return copy.train(self.training)
+
+
+def _planned(model: Model, recipe: Recipe, target: Target, data: Any, folder: Path) -> Plan:
+    """What post-training quantization makes of it, which is where training begins."""
+    assigned = assign(recipe, model.info)
+    wanted = model.wanted(assigned, target)
+    samples = open_samples(data, model.info.inputs)
+    path = folder / "observed.onnx"
+    model.tapped(wanted.tensors, path)
+    engine = yardstick(model.format)
+    compiled = engine.compile(path, EngineSettings(engine.name, "f32", cpu().physical_cores))
+    stats = observe(
+        samples.session(compiled),
+        samples,
+        wanted.tensors,
+        set(wanted.rows),
+        set(wanted.samples),
+        samples.batch,
+    )
+    placement = model.place(assigned, target)
+    return decide(recipe, assigned, placement, stats, target, model.weight)

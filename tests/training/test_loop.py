@@ -1,0 +1,118 @@
+"""The loop: deterministic, resumable, in 16 bits, and clear about what is wrong."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from fewbits.errors import InputError
+from fewbits.training import distillation, fit, supervised
+
+
+def test_one_seed_gives_one_result(digits):
+    results = []
+    for _ in range(2):
+        net = copy.deepcopy(digits.net)
+        results.append((fit(net, digits.batches, epochs=2, seed=3), net.last.weight.detach()))
+    (first, a), (second, b) = results
+    assert [one.loss for one in first] == [one.loss for one in second]
+    assert torch.equal(a, b)
+
+
+def test_an_interrupted_run_ends_where_it_would_have_ended(digits, tmp_path):
+    whole = copy.deepcopy(digits.net)
+    wanted = fit(whole, digits.batches, epochs=3)
+    path = tmp_path / "run.pt"
+    broken = copy.deepcopy(digits.net)
+
+    def interrupt(stage, done, total):
+        if stage == "epoch 3 of 3" and done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(broken, digits.batches, epochs=3, checkpoint=path, progress=interrupt)
+    again = copy.deepcopy(digits.net)
+    got = fit(again, digits.batches, epochs=3, checkpoint=path)
+    assert [one.loss for one in got] == [one.loss for one in wanted]
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(again.state_dict().values(), whole.state_dict().values(), strict=True)
+    )
+    assert fit(copy.deepcopy(digits.net), digits.batches, epochs=3, checkpoint=path) == got
+
+
+def test_sixteen_bits_train_nearly_as_well(digits):
+    torch.manual_seed(0)
+    net = type(digits.net)()
+    fit(net, digits.batches, epochs=5, lr=0.01, precision="bf16")
+    assert net.last.weight.dtype == torch.float32
+    assert digits.accuracy(net) > digits.accuracy(digits.net) - 3
+
+
+def test_a_student_learns_from_its_teacher_alone(digits):
+    torch.manual_seed(1)
+    student = type(digits.net)()
+    unlabelled = [(x, None) for x, _ in digits.batches]
+    before = digits.accuracy(student.eval())
+    objective = distillation(digits.net, weight=1.0, features={"inner": "inner"}, feature_weight=0.1)
+    fit(student, unlabelled, epochs=5, lr=0.01, objective=objective)
+    assert digits.accuracy(student) > before + 50
+
+
+def test_named_inputs_and_a_loss_of_ones_own(digits):
+    batches = [({"image": x}, x) for x, _ in digits.batches][:4]
+    net = copy.deepcopy(digits.net)
+
+    def loss(logits, images):
+        return logits.square().mean() + 0 * images.sum()
+
+    done = fit(net, batches, epochs=3, objective=supervised(loss))
+    assert done[-1].loss < done[0].loss
+
+
+def test_a_loss_that_is_no_number_names_the_step_and_the_layer(digits):
+    with torch.no_grad():
+        digits.net.inner.weight[0] = torch.inf
+    with pytest.raises(InputError, match=r"the loss is nan at step 1 of epoch 1; .* 'inner'"):
+        fit(digits.net, digits.batches, epochs=1)
+
+
+def test_what_is_refused(digits, tmp_path):
+    def refused(said, **more):
+        with pytest.raises(InputError, match=said):
+            fit(more.pop("module", digits.net), more.pop("data", digits.batches), **{"epochs": 1, **more})
+
+    refused("epochs is 0", epochs=0)
+    refused("on a CPU take 'bf16'", precision="fp16")
+    refused("precision is 'int8'; allowed are f32, bf16, fp16", precision="int8")
+    refused("there is no data", data=[])
+    refused("nothing to train", module=nn.ReLU())
+    mixed = copy.deepcopy(digits.net)
+    mixed.last = nn.Linear(128, 10, device="meta")
+    refused(r"several devices \(cpu, meta\)", module=mixed)
+    damaged = tmp_path / "damaged.pt"
+    damaged.write_bytes(b"nothing of the kind")
+    refused("damaged.pt: not a checkpoint", checkpoint=damaged)
+    path = tmp_path / "run.pt"
+    fit(digits.net, digits.batches, epochs=1, checkpoint=path)
+    refused("is of a run with", checkpoint=path, epochs=2)
+    refused("of another module or optimizer", checkpoint=path, module=nn.Linear(3, 3))
+
+
+def test_what_distillation_refuses(digits):
+    with pytest.raises(InputError, match="weight is 2"):
+        distillation(digits.net, weight=2)
+    with pytest.raises(InputError, match="temperature is 0"):
+        distillation(digits.net, temperature=0)
+    with pytest.raises(InputError, match="the teacher has no submodule 'middle'; it has first"):
+        distillation(digits.net, features={"inner": "middle"})
+    x, y = digits.x[:4], digits.y[:4]
+    with pytest.raises(
+        InputError, match=r"feature 'last' of the student is \[4, 10\], 'inner' of the teacher"
+    ):
+        distillation(digits.net, features={"last": "inner"})(digits.net, x, y)
+    with pytest.raises(InputError, match=r"the student gives \[4, 3\], the teacher \[4, 10\]"):
+        distillation(digits.net)(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), x, y)

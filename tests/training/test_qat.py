@@ -1,0 +1,170 @@
+"""Quantization-aware training: from a plan to a module, through training, and into a file."""
+
+from __future__ import annotations
+
+import copy
+import re
+import runpy
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+
+from fewbits.errors import InputError
+from fewbits.planning.recipe import Recipe, Rule
+from fewbits.planning.scheme import Scheme
+from fewbits.training import fit, qat
+from tests.tiny import CONV_BN
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "training_digits.py"
+
+
+def run(path, x):
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return session.run(None, {session.get_inputs()[0].name: x.numpy()})[0]
+
+
+def test_shared_values_are_trained(digits, tmp_path):
+    student = qat(digits.net, "w4_codebook", digits.calibration)
+    first = student.plan
+    fit(student, digits.batches, epochs=1, lr=2e-3)
+    path = student.export(tmp_path / "m.onnx")
+    with torch.no_grad():
+        wanted = student(digits.x).numpy()
+    assert np.allclose(run(path, digits.x), wanted, atol=1e-4 * float(np.abs(wanted).max()))
+    books = [
+        (before.weights[0].codes.codebook, after.weights[0].codes.codebook)
+        for before, after in zip(first.layers, student.plan.layers, strict=True)
+        if before.weights[0].codes.codebook is not None
+    ]
+    assert books
+    for before, after in books:
+        assert len(after) <= 16
+        assert not torch.equal(before, after)
+
+
+@pytest.mark.parametrize("recipe", ["w8a8", "w4a8"])
+def test_the_file_computes_what_the_trained_module_computes(digits, recipe, tmp_path):
+    student = qat(digits.net, recipe, digits.calibration)
+    before = student.plan
+    fit(student, digits.batches, epochs=2, lr=2e-3)
+    path = student.export(tmp_path / "m.onnx")
+    with torch.no_grad():
+        wanted = student(digits.x).numpy()
+    got = run(path, digits.x)
+    assert (got.argmax(1) == wanted.argmax(1)).mean() >= 0.999
+    noise = np.square(got - wanted).sum() / np.square(wanted).sum()
+    assert noise < 1e-4
+    changed = [
+        (a.weights[0].codes.codes != b.weights[0].codes.codes).any()
+        for a, b in zip(before.layers, student.plan.layers, strict=True)
+    ]
+    assert all(changed)
+    assert any(a.scale != b.scale for a, b in zip(before.activations, student.plan.activations, strict=True))
+    kinds = {node.op_type for node in onnx.load(path).graph.node}
+    assert {"QuantizeLinear", "DequantizeLinear"} <= kinds
+
+
+def test_training_brings_back_what_two_bits_cost(digits):
+    few = Rule("*", Scheme("int2", per="channel", range="mse"), Scheme("uint4", symmetric=False))
+    student = qat(digits.net, Recipe("throughout", (few,)), digits.calibration).eval()
+
+    def loss(module):
+        with torch.no_grad():
+            return float(nn.functional.cross_entropy(module(digits.x), digits.y))
+
+    exact, before = loss(digits.net), loss(student)
+    fit(student, digits.batches, epochs=4, lr=5e-3)
+    assert before > exact + 0.02
+    assert loss(student) < (before + exact) / 2
+
+
+def test_it_begins_where_rounding_after_training_ends(digits, tmp_path):
+    student = qat(digits.net, "w8a8", digits.calibration).eval()
+    begun = zip(student._first.layers, student.plan.layers, strict=True)
+    assert all(torch.equal(a.weights[0].codes.codes, b.weights[0].codes.codes) for a, b in begun)
+    with torch.no_grad():
+        difference = student(digits.x) - digits.net(digits.x)
+        assert difference.square().sum() < 2e-3 * digits.net(digits.x).square().sum()
+    loss = nn.functional.cross_entropy(student(digits.x), digits.y)
+    loss.backward()
+    missing = [name for name, value in student.named_parameters() if value.grad is None]
+    assert not missing
+
+
+def test_any_loop_trains_it(digits):
+    student = qat(digits.net, "w4a8", digits.calibration)
+    optimizer = torch.optim.SGD(student.parameters(), lr=0.02, momentum=0.9)
+    losses = []
+    for _ in range(3):
+        for x, y in digits.batches:
+            loss = nn.functional.cross_entropy(student(x), y)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(float(loss.detach()))
+    assert np.mean(losses[-10:]) < np.mean(losses[:10])
+
+
+def test_frozen_ranges_stay(digits):
+    student = qat(digits.net, "w8a8", digits.calibration).freeze_ranges()
+    before = [one.scale for one in student.plan.activations]
+    fit(student, digits.batches, epochs=1, lr=1e-2)
+    assert [one.scale for one in student.plan.activations] == before
+
+
+def test_a_copy_and_a_saved_state_are_the_same_module(digits):
+    student = qat(digits.net, "w8a8", digits.calibration)
+    fit(student, digits.batches, epochs=1)
+    twin = copy.deepcopy(student)
+    fresh = qat(digits.net, "w8a8", digits.calibration)
+    fresh.load_state_dict(student.state_dict())
+    with torch.no_grad():
+        wanted = student(digits.x)
+        for parameter in student.parameters():
+            parameter.zero_()
+        assert torch.equal(twin(digits.x), wanted)
+        assert torch.equal(fresh.eval()(digits.x), wanted)
+
+
+def test_an_onnx_file_is_trained_too(tmp_path):
+    path = CONV_BN.save(tmp_path / "m.onnx")
+    samples = CONV_BN.samples(32)
+    student = qat(path, "w8a8", samples)
+    (name,) = samples
+    x = torch.from_numpy(samples[name])
+    out = student(**{name: x})
+    out.square().mean().backward()
+    exported = student.export(tmp_path / "out.onnx")
+    assert np.allclose(run(exported, x), out.detach().numpy(), atol=0.02 * float(out.detach().abs().max()))
+
+
+def test_the_example_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path(str(EXAMPLE), run_name="__main__")
+    scores = [float(value) for value in re.findall(r"([\d.]+) %", capsys.readouterr().out)]
+    exact, rounded, trained = scores
+    assert rounded < exact
+    assert trained > rounded + (exact - rounded) / 4
+    assert (tmp_path / "digits.onnx").is_file()
+
+
+def test_what_is_refused(digits, tmp_path):
+    with pytest.raises(InputError, match="there is no data to calibrate with"):
+        qat(digits.net, "w8a8")
+    student = qat(digits.net, "w8a8", digits.calibration)
+    with pytest.raises(InputError, match="quantized already"):
+        qat(student, "w8a8", digits.calibration)
+    with pytest.raises(InputError, match="the model takes image"):
+        student(digits.x, digits.x)
+    with pytest.raises(InputError, match="w9a9"):
+        qat(digits.net, "w9a9", digits.calibration)
+    with torch.no_grad():
+        next(student.parameters()).fill_(torch.nan)
+    with pytest.raises(InputError, match="holds NaN or infinity; nothing is written"):
+        student.export(tmp_path / "m.onnx")
+    assert not (tmp_path / "m.onnx").exists()
