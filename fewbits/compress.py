@@ -393,6 +393,7 @@ def _begin(
     notes = [] if origin is None else list(origin.notes)
     if in_codes := model.info.in_codes:
         notes.append(f"left as they came, in integer codes: {in_codes} layer{'s' if in_codes > 1 else ''}")
+    notes += model.info.notes
     inputs = model.info.inputs
     calibration = None if data is None else open_samples(data, inputs, feeding=feeding)
     if eval is not None:

@@ -457,6 +457,11 @@ def _named(batch: Any, inputs: tuple[TensorInfo, ...]) -> tuple[Feeds, np.ndarra
         labels = arrays.pop(LABELS, None)
         return arrays, labels
     items = (batch,) if _is_array(batch) else tuple(batch)
+    if len(items) == 2 and isinstance(items[0], str) and isinstance(items[1], Mapping):
+        raise InputError(
+            f"data: a batch for the signature {items[0]!r}; one signature is compressed, the file's main one: give its "
+            f"batches alone, without a name: {', '.join(map(str, inputs))}"
+        )
     if len(items) not in (len(inputs), len(inputs) + 1):
         raise InputError(
             f"data: a batch of {len(items)} items, but the model has {len(inputs)} inputs: "

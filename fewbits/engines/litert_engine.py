@@ -134,7 +134,9 @@ class LiteRTSession:
             with _quietly():
                 self._interpreter.allocate_tensors()
         except Exception as error:
-            raise engine_error("litert", "compile", self._path, error) from error
+            given = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
+            cause = engine_error("litert", "compile", self._path, error)
+            raise EngineError(f"{cause} (inputs given: {given})") from error
         self._shapes = {name: tuple(shape) for name, shape in shapes.items()}
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -187,10 +189,11 @@ class _Codes:
 def _signature(interpreter: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """Details of inputs and outputs by name, in the order of the graph."""
     inputs, outputs = interpreter.get_input_details(), interpreter.get_output_details()
-    keys = list(interpreter.get_signature_list())
-    if not keys:
+    runners = map(interpreter.get_signature_runner, interpreter.get_signature_list())
+    # Other signatures are of other subgraphs, whose tensors have the same numbers; nothing public tells which.
+    runner = next((one for one in runners if not one._subgraph_index), None)
+    if runner is None:
         return {one["name"]: one for one in inputs}, {one["name"]: one for one in outputs}
-    runner = interpreter.get_signature_runner(keys[0])
     return _ordered(runner.get_input_details(), inputs), _ordered(runner.get_output_details(), outputs)
 
 

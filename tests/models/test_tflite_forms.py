@@ -1,5 +1,8 @@
 """What can be asked of a full-integer file: the types at its ends, wider activations, float where integers end."""
 
+import copy
+import sys
+
 import numpy as np
 import pytest
 
@@ -264,3 +267,105 @@ def test_bad_calibration_data_is_one_line(net, tmp_path, data, words):
     with pytest.raises(InputError) as caught:
         fb.compress(net, data, recipe="w8a8", out=tmp_path / "o")
     assert words in str(caught.value)
+
+
+def two_inputs() -> LiteNet:
+    """A sum of two dense layers, one of each input."""
+    net = LiteNet()
+    parts = []
+    for name, size in (("left", 16), ("right", 6)):
+        net.input(name, None, size)
+        net.weight(f"{name}/kernel", 12, size)
+        net.constant(f"{name}/bias", np.zeros(12))
+        parts.append(
+            net.add("FULLY_CONNECTED", [name, f"{name}/kernel", f"{name}/bias"], f"{name}/Add", None, 12)
+        )
+    return net.output(net.add("ADD", parts, "both", None, 12))
+
+
+def test_a_generator_function_feeds_several_inputs_in_order_or_by_name(tmp_path, short_measuring):
+    path = two_inputs().save(tmp_path / "two.tflite")
+    rng = np.random.default_rng(0)
+    left, right = (rng.standard_normal((48, 1, size)).astype(np.float32) for size in (16, 6))
+
+    def lists():
+        yield from map(list, zip(left, right, strict=True))
+
+    def dicts():
+        for one, other in zip(left, right, strict=True):
+            yield {"right": other, "left": one}
+
+    made = [
+        fb.compress(path, data, recipe="w8a8", prefer="size", max_drop="100%", out=tmp_path / name)
+        for name, data in (("a", lists), ("b", dicts), ("c", {"left": left[:, 0], "right": right[:, 0]}))
+    ]
+    contents = [(one.folder / "two.tflite").read_bytes() for one in made]
+    assert contents[0] == contents[1] == contents[2]
+    with pytest.raises(InputError, match=r"array 'left' has shape \[1, 6\]"):
+        fb.compress(path, lambda: ([b, a] for a, b in lists()), recipe="w8a8", out=tmp_path / "o")
+
+
+def with_two_signatures(path):
+    """The net as 'classify', and as 'embed' what its convolution gives, from the same constants; 'embed' is first."""
+    net = mnist()
+    net.model.signatureDefs[0].signatureKey = b"classify"
+    embed = copy.deepcopy(net.graph)
+    embed.operators, (made,) = embed.operators[:1], embed.operators[0].outputs
+    embed.tensors, embed.outputs = embed.tensors[: made + 1], [made]
+    net.model.subgraphs.append(embed)
+    signature = copy.deepcopy(net.model.signatureDefs[0])
+    signature.signatureKey, signature.subgraphIndex = b"embed", 1
+    signature.outputs[0].tensorIndex, signature.outputs[0].name = made, b"features"
+    net.model.signatureDefs.insert(0, signature)
+    return net.save(path)
+
+
+def test_of_several_signatures_the_main_one_is_compressed_and_the_others_work(tmp_path, short_measuring):
+    path = with_two_signatures(tmp_path / "two.tflite")
+    result = fb.compress(path, images(), recipe="w8a8", prefer="size", max_drop="100%", out=tmp_path / "o")
+    (note,) = (one for one in result.report.notes if "signature" in one)
+    assert "this is about 'classify'" in note and note.endswith("as they came, in the same file: 'embed'")
+    from ai_edge_litert.interpreter import Interpreter
+
+    before, after = (Interpreter(str(one)) for one in (path, tmp_path / "o" / "two.tflite"))
+    assert set(after.get_signature_list()) == {"classify", "embed"}
+    one = images(1)
+    embedded = [run.get_signature_runner("embed")(image=one)["features"] for run in (before, after)]
+    assert np.array_equal(*embedded)
+    classified = [run.get_signature_runner("classify")(image=one)["logits"] for run in (before, after)]
+    assert sqnr_db({"y": classified[0]}, {"y": classified[1]}) > 25
+    assert np.array_equal(result.model(one), classified[1])
+    assert INT8 in {
+        tensor.type
+        for tensor in parse((tmp_path / "o" / "two.tflite").read_bytes(), path).subgraphs[0].tensors
+    }
+
+
+def test_data_that_names_a_signature_is_one_line(tmp_path):
+    path = with_two_signatures(tmp_path / "two.tflite")
+    data = [("classify", {"image": image[None]}) for image in images(8)]
+    with pytest.raises(InputError, match=r"a batch for the signature 'classify'.*give its batches alone"):
+        fb.compress(path, lambda: iter(data), recipe="w8a8", out=tmp_path / "o")
+
+
+def test_a_shape_that_the_interpreter_cannot_resolve_is_one_line(refused, place):
+    net = LiteNet()
+    net.input("x", None, 16)
+    net.weight("net/kernel", 12, 16)
+    net.constant("net/bias", np.zeros(12))
+    dense = net.add("FULLY_CONNECTED", ["x", "net/kernel", "net/bias"], "net/Add", None, 12)
+    net.constant("shape", np.array([-1, 7], np.int32))  # 12 to a sample are not rows of 7
+    net.output(net.add("RESHAPE", [dense, "shape"], "rows", None, 7)).save(place / "open.tflite")
+    np.savez(place / "data.npz", x=rows(8))
+    said = refused("compress", "open.tflite", "--data", "data.npz", "--recipe", "w8a8", "--out", "o")
+    assert "open.tflite: no engine can run the original" in said and "(inputs given: x [" in said
+
+
+def test_a_file_cut_short_is_refused_and_without_litert_its_command_is_said(refused, place, monkeypatch):
+    path = mnist().save(place / "net.tflite")
+    (place / "cut.tflite").write_bytes(path.read_bytes()[:-500])
+    said = refused("compress", "cut.tflite", "--out", "o")
+    assert "cut.tflite: not a readable TensorFlow Lite model" in said and "cut short" in said
+    monkeypatch.setitem(sys.modules, "ai_edge_litert.tools", None)
+    said = refused("compress", "net.tflite", "--out", "o")
+    assert said.endswith("run: pip install 'fewbits[tflite]'")
