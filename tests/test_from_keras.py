@@ -2,6 +2,9 @@
 
 import importlib.util
 import os
+import runpy
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -110,3 +113,22 @@ def test_a_converter_that_hangs_crashes_or_eats_memory_is_one_line(saved, tmp_pa
 def test_is_keras_asks_nothing_of_other_models(tmp_path):
     assert is_keras("net.keras") and is_keras(net())
     assert not is_keras("net.onnx") and not is_keras(np.zeros(3))
+
+
+def test_the_walk_through_makes_every_form(tmp_path, monkeypatch, capsys, shared_data, short_measuring):
+    if not list(shared_data.glob("mnist_t10k*")):
+        pytest.skip(f"MNIST's test images are not in {shared_data}")
+    pytest.importorskip("plotly", reason="the example's picture needs plotly")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["tflite_mnist.py", str(shared_data), "1"])
+    example = Path(__file__).parents[1] / "examples" / "tflite_mnist.py"
+    found = runpy.run_path(str(example), run_name="__main__")
+    bytes_of = {words: one.size_bytes for words, one in found["rows"]}
+    assert list(bytes_of) == list(found["FORMS"].values())
+    assert (
+        bytes_of["weights only, 4 bits"] < 15_000 < bytes_of["full integer"] < 0.3 * bytes_of["plain float"]
+    )
+    assert all(one.metric > 80 and one.latency_ms.p50 > 0 for _, one in found["rows"])
+    text = capsys.readouterr().out
+    assert all(words in text for words in bytes_of)
+    assert "full integer" in (tmp_path / "mnist_forms.html").read_text(encoding="utf-8")
