@@ -6,12 +6,18 @@ from typing import Any
 
 from torch import Tensor
 
-from fewbits.numerics import QTensor, QType, cast, find, quantize
+from fewbits.numerics import QTensor, QType, Search, cast, find, quantize
 from fewbits.planning.scheme import Scheme
 
 
 def round_weight(
-    values: Tensor, scheme: Scheme, channel_axis: int, name: str, row: QType | None = None, **codes: Any
+    values: Tensor,
+    scheme: Scheme,
+    channel_axis: int,
+    name: str,
+    row: QType | None = None,
+    search: str | Search = "mse",
+    **codes: Any,
 ) -> QTensor:
     """Codes of a weight, float of any shape, one scale for the tensor, for each channel or each group of it.
 
@@ -21,6 +27,7 @@ def round_weight(
         channel_axis: what a channel is.
         name: of the weight, for messages.
         row: the scheme's format, where its scales are stored in another type than the table says.
+        search: how a range of least error is looked for, where the scheme wants one.
         codes: ``qmin`` and ``qmax``, where not all codes of the format may be used.
 
     Raises:
@@ -35,7 +42,7 @@ def round_weight(
         channel_axis=None if scheme.per == "tensor" else channel_axis,
         group_size=scheme.group_size,
         symmetric=scheme.symmetric if row.kind == "int" else None,
-        search="mse" if scheme.range == "mse" else "minmax",
+        search=search if scheme.range == "mse" else "minmax",
         name=name,
         **codes,
     )

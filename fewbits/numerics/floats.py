@@ -18,6 +18,7 @@ from fewbits.errors import InputError
 from fewbits.numerics.qtype import FloatFormat, QType, find
 
 Rounding = Literal["nearest", "up", "down"]
+_TORCH = {"fp16": torch.float16, "bf16": torch.bfloat16}  # which torch converts in one pass
 _ROUND = {"nearest": torch.round, "up": torch.ceil, "down": torch.floor}
 
 
@@ -176,4 +177,8 @@ def stored_scale(scale: Tensor, row: QType, tensor_scale: Tensor | None = None) 
     """A positive scale as the row's scale type holds it: rounded to nearest, never zero."""
     if row.scale_type is None:
         return scale
+    dtype = _TORCH.get(row.scale_type)
+    if dtype is not None and tensor_scale is None:
+        info = torch.finfo(dtype)
+        return scale.to(dtype).float().clamp_(min=info.tiny * info.eps, max=info.max)
     return decode_scale(encode_scale(scale, row, tensor_scale), row, tensor_scale)

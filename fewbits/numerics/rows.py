@@ -49,6 +49,11 @@ class Rows:
         self._long = values.shape[-1] > self._size
 
     @property
+    def length(self) -> int:
+        """Elements of each row."""
+        return self._values.shape[-1]
+
+    @property
     def parts(self) -> list[slice]:
         """Elements of the rows that are worked on at a time."""
         length = self._values.shape[-1]

@@ -53,7 +53,9 @@ def best_step(
     ``bounds``, descending ``coarse`` factors end where a shorter step gains nothing for any row.
     """
     whole = torch.ones_like(points.values[..., :1])
-    best = _fitted(points, whole, nearest)
+    level = nearest(points.values.clone())
+    unchanged = points.total((level - points.values).square_())
+    best = _fitted_to(points, level, whole)
     shortest = None if bounds is None else _shortest(points, bounds)
     for factor in coarse:
         if shortest is not None and bool((shortest(best[0]) > factor).all()):
@@ -66,7 +68,7 @@ def best_step(
         best = better(best, _fitted(points, best[1], nearest))
     _, step = best
     # With many levels the gains differ by less than float32 resolves: the errors themselves decide.
-    return torch.where(misfit(points, step, nearest) < misfit(points, whole, nearest), step, whole)
+    return torch.where(misfit(points, step, nearest) < unchanged, step, whole)
 
 
 def _shortest(points: Points, bounds: tuple[Tensor | int, Tensor | int]) -> Callable[[Tensor], Tensor]:
@@ -93,7 +95,11 @@ def _shortest(points: Points, bounds: tuple[Tensor | int, Tensor | int]) -> Call
 
 def _fitted(points: Points, step: Tensor, nearest: NearestLevel) -> tuple[Tensor, Tensor]:
     """What the levels at a step explain, and the step fitted to them."""
-    level = nearest(points.values / step)
+    return _fitted_to(points, nearest(points.values / step), step)
+
+
+def _fitted_to(points: Points, level: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
+    """The same for levels that are known, which are overwritten."""
     inner = points.total(points.values * level)
     power = points.total(level.square_())
     used = power > 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ import torch
 from fewbits.errors import InputError
 from fewbits.numerics import QType, cast, find, quantize, quantize_with, register
 from fewbits.numerics.bits import bits_of
-from fewbits.numerics.floats import decode_float, encode_float
+from fewbits.numerics.floats import decode_float, decode_scale, encode_float, encode_scale, stored_scale
 from fewbits.numerics.qtype import float_row
 
 register(float_row("fp6_e2m3", 2, 3, 1, "none"))
@@ -268,3 +270,11 @@ def test_rows_a_user_registers():
     q = quantize(x, "int4_fp16_scale", channel_axis=0)
     assert torch.equal(q.scale, q.scale.half().float())
     assert q.nbytes == 60 + 4 * 2
+
+
+@pytest.mark.parametrize("scale_type", ["fp16", "bf16"])
+def test_scales_that_torch_rounds_are_those_of_the_patterns(scale_type):
+    row = replace(find("int4"), name=f"int4_{scale_type}_scales", scale_type=scale_type)
+    bits = torch.cat([torch.arange(0, 0x7F800000, 4999, dtype=torch.int32), torch.tensor([1, 0x7F7FFFFF])])
+    scales = bits.int().view(torch.float32)
+    assert torch.equal(stored_scale(scales, row), decode_scale(encode_scale(scales, row, None), row, None))

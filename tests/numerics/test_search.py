@@ -42,6 +42,17 @@ def test_least_error_is_that_of_brute_force(shape, qtype):
     assert float(found.sum() / best.sum()) <= (1.01 if find(qtype).bits <= 4 else 1.15)
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("qtype", "length"), [("int2", 32), ("int3", 64), ("int4", 128), ("int4", 1024)])
+def test_few_likely_ranges_are_nearly_as_good_as_all(shape, qtype, length):
+    x = SHAPES[shape](torch.Generator().manual_seed(0), 500, length)
+    whole, likely, least = (
+        quantize(x, qtype, channel_axis=0, search=search).error(x).sqnr_db
+        for search in ("minmax", "likely", "mse")
+    )
+    assert least - likely < min(0.1, 0.25 * (least - whole))
+
+
 @pytest.mark.parametrize("qtype", ["int3", "uint4", "int8"])
 def test_long_rows_are_searched_as_well_as_short_ones(qtype):
     x = torch.randn(1 << 19, generator=torch.Generator().manual_seed(0))
@@ -69,13 +80,16 @@ def test_every_search_survives_every_finite_input(search, x, qtype, words):
     assert torch.isfinite(q.dequantize()).all()
 
 
-@pytest.mark.parametrize("kind", ["int", "float", "codebook", "ternary"])
+@pytest.mark.parametrize(
+    ("kind", "search"),
+    [("int", "mse"), ("float", "mse"), ("codebook", "mse"), ("ternary", "mse"), ("int", "likely")],
+)
 @settings(max_examples=1000, deadline=None)
 @given(x=arrays(), data=st.data())
-def test_least_error_is_never_worse_than_the_whole_range(kind, x, data):
+def test_least_error_is_never_worse_than_the_whole_range(kind, search, x, data):
     rows = [r.name for r in table() if r.kind == kind and not r.group_size and r.name != "e8m0"]
     qtype = data.draw(st.sampled_from([name for name in rows if find(name).levels or kind != "codebook"]))
-    whole, least = (quantize(x, qtype, channel_axis=0, search=search) for search in ("minmax", "mse"))
+    whole, least = (quantize(x, qtype, channel_axis=0, search=name) for name in ("minmax", search))
     step = each(whole, whole.scale).double()
     noise = [((q.dequantize().double() - x.double()) / step).square().sum(dim=1) for q in (least, whole)]
     noise[0][whole.scale == SMALLEST] = 0  # the best scale may be below the smallest

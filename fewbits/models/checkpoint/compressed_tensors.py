@@ -20,7 +20,8 @@ from torch import Tensor
 from fewbits.methods.rounding import round_weight
 from fewbits.models.checkpoint.form import Held, Part
 from fewbits.models.checkpoint.stored import DTYPES
-from fewbits.numerics import QTensor, QType, find, pack, unpack
+from fewbits.numerics import QTensor, QType, find, unpack
+from fewbits.numerics.packing import pack_codes
 from fewbits.planning.model_info import LayerInfo, WeightInfo
 from fewbits.planning.scheme import Scheme
 
@@ -80,7 +81,10 @@ class CompressedTensors:
 
     def round(self, values: Tensor, weight: WeightInfo, dtype: str, scheme: Scheme) -> QTensor:
         """See :meth:`Form.round`."""
-        return round_weight(values, scheme, 0, weight.name, _row(dtype, scheme))
+        row = _row(dtype, scheme)
+        # Groups are many and short: few ranges are worth a try, and all of them would take longer than all else.
+        search = "mse" if scheme.group_size is None or row.kind != "int" else "likely"
+        return round_weight(values, scheme, 0, weight.name, row, search)
 
     def encode(self, weight: WeightInfo, q: QTensor) -> Mapping[str, Tensor]:
         """See :meth:`Form.encode`."""
@@ -121,8 +125,8 @@ class CompressedTensors:
         if f"{name}_zero_point" in parts:
             packed = parts[f"{name}_zero_point"].t().contiguous()
             zero_point = _codes(packed, row, rows).t().int()
-            levels = levels - zero_point.to(scale.dtype)[..., None]
-        values = (levels * (scale if scale.dim() == 1 else scale[..., None])).reshape(rows, columns)
+            levels -= zero_point.to(scale.dtype)[..., None]
+        values = levels.mul_(scale if scale.dim() == 1 else scale[..., None]).reshape(rows, columns)
         shape = {"tensor": (), "channel": (rows,), "group": tuple(scale.shape)}[scheme.per]
         q = QTensor(
             codes=codes,
@@ -181,7 +185,7 @@ def _words(codes: Tensor, row: QType) -> Tensor:
     fields = _shifted(codes, row)
     if missing := -columns % WORD:
         fields = torch.nn.functional.pad(fields, (0, missing))
-    words = pack(fields, find(f"uint{row.bits}")).view(torch.int32).reshape(rows, -1)
+    words = pack_codes(fields, find(f"uint{row.bits}")).view(torch.int32).reshape(rows, -1)
     return words[:, : -(-columns * row.bits // WORD)].contiguous()
 
 

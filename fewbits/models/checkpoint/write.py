@@ -28,7 +28,9 @@ from fewbits.models.checkpoint.stored import (
     write_bytes,
 )
 
-BLOCK = 1 << 16  # elements that are compared at a time
+BLOCK = 1 << 18  # elements that are compared at a time
+WORD = 8  # bytes
+KEPT = (1 << 25) - (1 << 16)  # bytes: below 32 MiB, the most that glibc learns from
 
 Told = Callable[[int, int], None]
 """Called with the bytes read so far, and the bytes to read in all."""
@@ -114,6 +116,7 @@ def _stream(
     plan: CheckpointPlan, folder: Path, shards: Mapping[Path, Shard], threads: int, told: Told
 ) -> dict[str, Energy]:
     """Every slice of every tensor; never more of them in memory than there are threads."""
+    _keep_freed_memory()
     entries = {entry.name: (shard.path, entry) for shard in shards.values() for entry in shard.entries}
     total = sum(one.entry.nbytes for one in plan.tensors)
     energy: dict[str, Energy] = {}
@@ -134,6 +137,16 @@ def _stream(
             pool.shutdown(cancel_futures=True)
             raise
     return energy
+
+
+def _keep_freed_memory() -> None:
+    """Have slices work in the memory of those before.
+
+    glibc gives large blocks back to the system as soon as they are freed, and the next ones are made of new pages,
+    each zeroed at its first use: a third of all time. Once it has seen a block of this size freed it keeps up to
+    twice as much (mallopt(3), M_MMAP_THRESHOLD). The block itself is never touched, and other systems ignore it.
+    """
+    torch.empty(KEPT, dtype=torch.uint8)
 
 
 def _work(plan: CheckpointPlan) -> Iterator[tuple[TensorPlan, Slice]]:
@@ -250,10 +263,18 @@ def _places(
 
 
 def _same(one: TensorPlan, written: Tensor | None, read: Tensor | None) -> None:
-    if written is None or read is None or not torch.equal(written.reshape(-1), read.reshape(-1)):
+    if written is None or read is None or not _equal(written, read):
         raise VerificationError(
             f"{one.entry.name!r} was read back from {one.target} other than it was written"
         )
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    """Byte for byte; in words of 8 bytes where they allow it, which torch compares eight times as fast."""
+    first, second = as_bytes(one), as_bytes(other)
+    if first.numel() % WORD == 0 and (first.data_ptr() | second.data_ptr()) % WORD == 0:
+        first, second = first.view(torch.int64), second.view(torch.int64)
+    return torch.equal(first, second)
 
 
 def _energy(values: Tensor, loaded: Tensor) -> Energy:

@@ -8,7 +8,7 @@ from fewbits.errors import InputError
 from fewbits.numerics.affine import CodeRange, Grid
 from fewbits.numerics.rows import Rows
 from fewbits.numerics.search.entropy import Entropy
-from fewbits.numerics.search.least_error import HalfQuadratic, LeastSquares, MeanSquare
+from fewbits.numerics.search.least_error import HalfQuadratic, LeastSquares, LikelyRanges, MeanSquare
 from fewbits.numerics.search.ranges import MinMax, Percentile
 
 
@@ -25,6 +25,7 @@ SEARCHES: dict[str, Search] = {
     "percentile": Percentile(),
     "entropy": Entropy(),
     "mse": MeanSquare(),
+    "likely": LikelyRanges(),
     "least_squares": LeastSquares(),
     "half_quadratic": HalfQuadratic(),
 }
