@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
-import numpy as np
 from keras import ops
 
 SMALLEST = 1e-7  # a range that is narrower has no levels
@@ -50,41 +49,22 @@ class FakeQuantize(keras.layers.Layer):
 class Quantized(keras.layers.Wrapper):
     """A layer that computes with its weights rounded to levels of one scale per channel, symmetric around 0.
 
-    At 8 bits the largest weight of a channel is its last level. With fewer, how far the levels reach is learned for
-    each channel, from where the squared error is least.
+    The largest weight of a channel is its last level. Shorter reaches, of least squared error and then learned or not,
+    lost more at 4 bits on MNIST.
     """
 
     def __init__(self, layer: Any, weight_bits: int = 8, **more: Any) -> None:
         super().__init__(layer, **{"name": layer.name, **more})
         self.weight_bits = weight_bits
 
-    def build(self, input_shape: Any = None) -> None:
-        """The reach of each rounded weight, [channels]."""
-        super().build(input_shape)
-        self.reaches = []
-        for variable, axes in self.rounded:
-            kept = [size for axis, size in enumerate(variable.shape) if axis not in axes]
-            name = f"{variable.name}_reach"
-            self.reaches.append(
-                self.add_weight(shape=kept, initializer="ones", name=name, trainable=self.weight_bits < 8)
-            )
-
     @property
     def rounded(self) -> list[tuple[Any, tuple[int, ...]]]:
         """The variables that are rounded, and the axes of each that a scale is shared along."""
         return _rounded(self.layer)
 
-    def start(self) -> None:
-        """Set the reaches to where the least squared error is."""
-        for (variable, axes), reach in zip(self.rounded, self.reaches, strict=True):
-            reach.assign(_best_reach(ops.convert_to_numpy(variable.value), axes, self.weight_bits))
-
     def rounded_values(self) -> list[Any]:
         """The rounded variables' numbers, in the order of ``rounded``."""
-        return [
-            _round_weight(variable.value, reach.value, axes, self.weight_bits)
-            for (variable, axes), reach in zip(self.rounded, self.reaches, strict=True)
-        ]
+        return [_round_weight(variable.value, axes, self.weight_bits) for variable, axes in self.rounded]
 
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
         """What the layer gives with rounded weights."""
@@ -139,27 +119,12 @@ def _rounded(layer: Any) -> list[tuple[Any, tuple[int, ...]]]:
     return found
 
 
-def _round_weight(weight: Any, reach: Any, axes: tuple[int, ...], bits: int) -> Any:
-    largest = ops.max(ops.abs(weight), axis=axes)
-    limit = largest if bits >= 8 else ops.minimum(ops.abs(reach), largest)
-    limit = ops.maximum(
-        limit, SMALLEST
-    )  # so some weight is the last level: the scale can be read off the weights
+def _round_weight(weight: Any, axes: tuple[int, ...], bits: int) -> Any:
+    # Some weight is the last level, so that the scale can be read off the weights.
+    limit = ops.maximum(ops.max(ops.abs(weight), axis=axes), SMALLEST)
     step = limit / ((1 << (bits - 1)) - 1)
-    clipped = ops.minimum(ops.maximum(weight, -limit), limit)
-    return _straight_through(ops.round(clipped / step) * step, clipped)
+    return _straight_through(ops.round(weight / step) * step, weight)
 
 
 def _straight_through(rounded: Any, clipped: Any) -> Any:
     return clipped + ops.stop_gradient(rounded - clipped)
-
-
-def _best_reach(weight: np.ndarray, axes: tuple[int, ...], bits: int) -> np.ndarray:
-    largest = np.abs(weight).max(axis=axes)
-    best, least = largest, np.full(largest.shape, np.inf)
-    for share in np.linspace(0.5, 1, 26):
-        step = np.maximum(largest * share, SMALLEST) / ((1 << (bits - 1)) - 1)
-        last = (1 << (bits - 1)) - 1
-        error = ((np.round(weight / step).clip(-last, last) * step - weight) ** 2).sum(axis=axes)
-        best, least = np.where(error < least, largest * share, best), np.minimum(error, least)
-    return best

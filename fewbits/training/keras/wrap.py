@@ -68,9 +68,6 @@ def prepare(model: Any, data: Any, weight_bits: int = 8) -> Any:
     outputs = plain._run_through_graph(entering, operation_fn=cloned, call_fn=called)
     wrapped = keras.Model(inputs, outputs, name=plain.name)
     _copy_weights(plain, made, folded)
-    for layer in wrapped.layers:
-        if isinstance(layer, Quantized):
-            layer.start()
     _start_ranges(wrapped, data)
     return wrapped
 
