@@ -110,7 +110,12 @@ def test_gradients_reach_weights(tmp_path):
 
 
 def test_biases_are_found_behind_the_product(tmp_path):
-    model = open_model(linear().save(tmp_path / "m.onnx"))
+    tiny = Tiny(
+        "g (float[N, 5, 24] x) => (float[N, 5, 24] y) { a = MatMul (x, w)  b = Add (a, c)  y = Relu (b) }",
+        {"w": (24, 24), "c": (24,)},
+        {"x": ((5, 24), None)},
+    )
+    model = open_model(tiny.save(tmp_path / "m.onnx"))
     first = model.info.layers[0]
     node, index = model.network().place(first.node, first.bias)
     assert next(one for one in model.folded.graph if one.name == node).op_type == "Add"
