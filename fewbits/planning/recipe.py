@@ -205,7 +205,8 @@ def _check_groups(recipe: str, assigned: Iterable[Assignment]) -> None:
         )
     if bad:
         raise InputError(
-            f"recipe {recipe!r}: the group size does not divide the summed axis of {len(bad)} layers: "
+            f"recipe {recipe!r}: the group size does not divide the summed axis of {len(bad)} "
+            f"layer{'s' if len(bad) > 1 else ''}: "
             f"{', '.join(bad)}; use a size that divides them, or keep them in float with --exclude"
         )
 
