@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-keras test-torch-tflite check bench bench-numerics bench-capabilities bench-tflite bench-modules bench-accuracy clean
+.PHONY: demo test test-keras test-torch-tflite check bench bench-numerics bench-capabilities bench-tflite bench-modules bench-accuracy bench-training clean
 
 demo: $(VENV)/installed
 	$(BIN)/fewbits demo
@@ -39,6 +39,9 @@ bench-modules: $(VENV)/installed-bench
 
 bench-accuracy: $(VENV)/installed-bench
 	$(BIN)/python -m bench.accuracy
+
+bench-training: $(VENV)/installed-bench
+	$(BIN)/python -m bench.training
 
 $(VENV)/installed: requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "fewbits needs Python 3.11 or newer, and $(PYTHON) is " + sys.version.split()[0])'

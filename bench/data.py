@@ -37,6 +37,12 @@ def cifar_calibration(samples: int = 512) -> Path:
     return path
 
 
+def cifar_training() -> tuple[np.ndarray, np.ndarray]:
+    """All 10,000 CIFAR-10 training images: float32 [10000, 3, 32, 32], normalized, and int64 labels [10000]."""
+    with np.load(shared("cifar10_jpeg_train10k.npz")) as images:
+        return _normalized(images["x"]), images["labels"].astype(np.int64)
+
+
 def cifar_test() -> Path:
     """The 10,000 CIFAR-10 test images: `x` float32 [10000, 3, 32, 32], normalized, and int64 `labels`."""
     path = cached("cifar_test.npz")

@@ -59,7 +59,7 @@ def call(function: str, **arguments: Any) -> Done:
     return Done(**answer)
 
 
-def _peak_bytes() -> int:
+def peak_bytes() -> int:
     """The largest resident set of this process so far; what it started does not count."""
     try:
         # Unlike ru_maxrss, this does not include what the parent held when it forked.
@@ -83,7 +83,7 @@ def main() -> None:
     except MissingError as error:
         answers.write(json.dumps({"missing": str(error)}))
     else:
-        answers.write(json.dumps(asdict(Done(value, time.perf_counter() - start, _peak_bytes()))))
+        answers.write(json.dumps(asdict(Done(value, time.perf_counter() - start, peak_bytes()))))
     answers.close()
 
 

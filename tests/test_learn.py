@@ -212,6 +212,6 @@ def test_memory_bounds_the_samples(tmp_path, monkeypatch):
 def test_presets_that_learn():
     assert {name for name, recipe in PRESETS.items() if recipe.learn} == {
         *("w4", "w3", "w2", "w4_codebook"),
-        *("w4a8", "w4a4", "w3a8", "w2a8"),
+        *("w4a8", "w4a4", "w3a8", "w2a8", "w2a4"),
     }
     assert assign  # every preset is assigned to many models in test_every_model

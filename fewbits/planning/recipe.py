@@ -301,7 +301,7 @@ PRESETS: dict[str, Recipe] = {
             compensate=True,
             learn=True,
         ),
-        *(_low(*bits) for bits in ((4, 8), (4, 4), (3, 8), (2, 8))),
+        *(_low(*bits) for bits in ((4, 8), (4, 4), (3, 8), (2, 8), (2, 4))),
     )
 }
 

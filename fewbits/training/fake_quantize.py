@@ -38,10 +38,12 @@ class TrainedWeight(nn.Module):
         assert q.scale is not None
         self._q, self._low, self._high = q, low, high
         self.register_buffer("first", q.layout.spread(q.scale).clone())
-        # Each value in the cell of its code: the plan may have rounded it the other way, to make up for others.
+        # Each value in the cell of its code. Where the plan rounded another way, to make up for others, it is the
+        # middle: at the border all of them would change their codes at once in the first step.
         middle = q.layout.split(q.codes).float()
-        places = (q.layout.split(values) / self.first).clamp(middle - CELL, middle + CELL)
-        self.weight = nn.Parameter(places * self.first)
+        places = q.layout.split(values) / self.first
+        kept = (places - middle).abs() < CELL
+        self.weight = nn.Parameter(torch.where(kept, places, middle) * self.first)
         self.stretch = nn.Parameter(torch.zeros_like(self.first))
 
     @property

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,12 +17,14 @@ from fewbits.engines.cpu import cpu
 from fewbits.engines.engine import EngineSettings, written_for, yardstick
 from fewbits.engines.targets import targets
 from fewbits.errors import InputError
+from fewbits.learn import SPENT, Lesson, adopt, learning_target
 from fewbits.learnable import Kinds, Learnable
+from fewbits.methods.reconstruction import Spent
 from fewbits.models.model import Model, open_model
 from fewbits.models.network import UnsupportedError
 from fewbits.observe import observe
 from fewbits.planning.plan import Plan
-from fewbits.planning.recipe import Recipe, assign, fitted, read_recipe
+from fewbits.planning.recipe import EFFORTS, Effort, Recipe, assign, fitted, read_recipe
 from fewbits.planning.target import Target
 from fewbits.samples import open_samples
 from fewbits.source import Arch, open_source
@@ -42,6 +45,9 @@ def qat(
     arch: Arch | None = None,
     engine: str = "onnxruntime",
     exclude: Sequence[str] = (),
+    effort: Effort = "fast",
+    seed: int = 0,
+    progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
 ) -> QatModule:
     """A module with a recipe's quantizers in it, to be trained by any loop; see :func:`fewbits.training.fit`.
 
@@ -55,6 +61,9 @@ def qat(
         arch: as for :func:`fewbits.compress.compress`.
         engine: that :meth:`QatModule.export` writes for.
         exclude: patterns of layer names or operators to keep in float.
+        effort: what is spent before on learning block by block, by recipes that do: nothing where ``fast``.
+        seed: of that.
+        progress: called with a stage of that, the blocks done and their number.
 
     Raises:
         InputError: a module that is quantized already or cannot be exported; a recipe that does not fit; an operator
@@ -66,17 +75,20 @@ def qat(
         )
     if data is None:
         raise InputError("there is no data to calibrate with: fb.training.qat(module, recipe, data)")
+    if effort not in EFFORTS:
+        raise InputError(f"effort is {effort!r}; allowed are {', '.join(EFFORTS)}")
     chosen = recipe if isinstance(recipe, Recipe) else read_recipe(recipe).recipe
     target = targets(written_for(engine).name, cpu())[0]
     with tempfile.TemporaryDirectory(prefix="fewbits-") as scratch, one_torch_thread():
         path, origin = open_source(module, arch, data, None, Path(scratch))
         model = open_model(path)
         chosen = fitted(chosen.excluding(exclude), model.info)
-        plan = _planned(model, chosen, target, data, Path(scratch))
+        learning = _Learning(SPENT[effort] if chosen.learn else None, seed, progress)
         shape = _Shape(
             tuple(one.name for one in model.info.inputs), None if origin is None else origin.structure
         )
         try:
+            plan = _planned(model, chosen, target, data, Path(scratch), learning)
             return QatModule(model, plan, shape)
         except UnsupportedError as error:
             raise InputError(f"{path.name}: cannot be trained: {error}") from error
@@ -148,22 +160,43 @@ class QatModule(nn.Module):
         return copy.train(self.training)
 
 
-def _planned(model: Model, recipe: Recipe, target: Target, data: Any, folder: Path) -> Plan:
+@dataclass(frozen=True)
+class _Learning:
+    """What is learned block by block before training begins; nothing where ``spent`` is None."""
+
+    spent: Spent | None
+    seed: int
+    progress: Callable[[str, int, int], None]
+
+
+def _planned(
+    model: Model, recipe: Recipe, target: Target, data: Any, folder: Path, learning: _Learning
+) -> Plan:
     """What post-training quantization makes of it, which is where training begins."""
     assigned = assign(recipe, model.info)
-    wanted = model.wanted(assigned, target)
+    learned_for = learning_target(cpu())
+    wanted = [model.wanted(assigned, one) for one in (target, learned_for)]
+    tensors = list(dict.fromkeys(name for one in wanted for name in one.tensors))
     samples = open_samples(data, model.info.inputs)
     path = folder / "observed.onnx"
-    model.tapped(wanted.tensors, path)
+    model.tapped(tensors, path)
     engine = yardstick(model.format)
     compiled = engine.compile(path, EngineSettings(engine.name, "f32", cpu().physical_cores))
     stats = observe(
         samples.session(compiled),
         samples,
-        wanted.tensors,
-        set(wanted.rows),
-        set(wanted.samples),
+        tensors,
+        {name for one in wanted for name in one.rows},
+        {name for one in wanted for name in one.samples},
         samples.batch,
     )
-    placement = model.place(assigned, target)
-    return decide(recipe, assigned, placement, stats, target, model.weight)
+
+    def decided(target: Target) -> Plan:
+        return decide(recipe, assigned, model.place(assigned, target), stats, target, model.weight)
+
+    plan = decided(target)
+    if learning.spent is None:
+        return plan
+    lesson = Lesson(model, decided(learned_for), samples, learning.spent)
+    learned, _ = lesson.learn(learning.seed, partial(learning.progress, f"learn {recipe.name}"))
+    return adopt(model, plan, learned)

@@ -228,6 +228,7 @@ def test_data_is_needed_where_ranges_are_known_in_advance():
         "w4a4",
         "w3a8",
         "w2a8",
+        "w2a4",
     ]
 
 

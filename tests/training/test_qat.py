@@ -96,6 +96,29 @@ def test_it_begins_where_rounding_after_training_ends(digits, tmp_path):
     assert not missing
 
 
+def test_a_small_step_changes_little(digits):
+    """Weights that the plan rounded away from the nearest code do not all change their codes at once."""
+    student = qat(digits.net, "w4a4", digits.calibration)
+    optimizer = torch.optim.Adam(student.parameters(), lr=1e-5)
+    codes = [one.weights[0].codes.codes for one in student.plan.layers]
+    nn.functional.cross_entropy(student(digits.x), digits.y).backward()
+    optimizer.step()
+    after = [one.weights[0].codes.codes for one in student.plan.layers]
+    changed = sum(int((a != b).sum()) for a, b in zip(codes, after, strict=True))
+    assert changed < sum(one.numel() for one in codes) / 100
+
+
+def test_it_begins_with_what_was_learned_block_by_block(digits):
+    x = digits.x[:256]
+
+    def distance(student):
+        with torch.no_grad():
+            return float((student.eval()(x) - digits.net(x)).square().mean())
+
+    fast, normal = (qat(digits.net, "w2a4", digits.calibration, effort=one) for one in ("fast", "normal"))
+    assert distance(normal) < 0.8 * distance(fast)
+
+
 def test_any_loop_trains_it(digits):
     student = qat(digits.net, "w4a8", digits.calibration)
     optimizer = torch.optim.SGD(student.parameters(), lr=0.02, momentum=0.9)
@@ -161,6 +184,8 @@ def test_what_is_refused(digits, tmp_path):
         qat(student, "w8a8", digits.calibration)
     with pytest.raises(InputError, match="the model takes image"):
         student(digits.x, digits.x)
+    with pytest.raises(InputError, match="effort is 'most'; allowed are fast, normal, high"):
+        qat(digits.net, "w8a8", digits.calibration, effort="most")
     with pytest.raises(InputError, match="w9a9"):
         qat(digits.net, "w9a9", digits.calibration)
     with torch.no_grad():
