@@ -16,26 +16,12 @@ EPOCHS, MORE_EPOCHS, BATCH = 5, 2, 32
 
 
 def train_mnist(training: str, out: str) -> None:
-    """The guides' net, 12 convolutions of 3 x 3, pooling, 10 outputs, trained on `training`, as a `.keras` file."""
-    keras = _keras()
-    keras.utils.set_random_seed(0)
-    layers = keras.layers
-    net = keras.Sequential(
-        [
-            keras.Input((28, 28), name="image"),
-            layers.Reshape((28, 28, 1)),
-            layers.Conv2D(12, 3, activation="relu"),
-            layers.MaxPooling2D(),
-            layers.Flatten(),
-            layers.Dense(10),
-        ],
-        name="mnist",
-    )
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    net.compile("adam", loss, metrics=["accuracy"])
+    """The walk-through's net, the guides' own, trained on `training`, as a `.keras` file."""
+    _keras()
+    from examples.tflite_mnist import trained
+
     with np.load(training) as arrays:
-        net.fit(arrays["image"], arrays["labels"], epochs=EPOCHS, verbose=0)
-    net.save(out)
+        trained(arrays["image"], arrays["labels"], EPOCHS).save(out)
 
 
 def mobilenet(out: str) -> None:

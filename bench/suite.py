@@ -33,6 +33,7 @@ PACKAGES = (
     "transformers",
 )
 PIPED_WIDTH = 160
+Machine = dict[str, Any]
 SECTION = re.compile(r"(<!-- results -->\n).*(<!-- end of results -->)", re.DOTALL)
 
 
@@ -46,6 +47,7 @@ class Suite:
         cases: in the order they run.
         results: name of the files that a full run writes.
         page: that its tables are published on.
+        packages: whose versions are written beside the results.
     """
 
     command: str
@@ -53,6 +55,7 @@ class Suite:
     cases: tuple[Case, ...]
     results: str
     page: Path
+    packages: tuple[str, ...] = PACKAGES
 
 
 def main(suite: Suite, arguments: Sequence[str] | None = None) -> int:
@@ -73,7 +76,7 @@ def main(suite: Suite, arguments: Sequence[str] | None = None) -> int:
     if chosen.publish and not full:
         parser.error("only a full run is published; name no cases")
     if chosen.fresh:
-        for folder in ("peers", "outputs"):
+        for folder in ("peers", "tflite", "outputs"):
             shutil.rmtree(CACHE / folder, ignore_errors=True)
     progress = Console(stderr=True)
     console = Console(width=None if sys.stdout.isatty() else PIPED_WIDTH)
@@ -82,9 +85,10 @@ def main(suite: Suite, arguments: Sequence[str] | None = None) -> int:
         where = f"[{number}/{len(names)}] {name}"
         results.append(_measured(cases[name], where, progress))
         show(results[-1], console)
-    _write(results, (RESULTS if full else CACHE / "results") / suite.results, console)
+    machine = _machine(suite.packages)
+    _write(results, machine, (RESULTS if full else CACHE / "results") / suite.results, console)
     if chosen.publish:
-        _publish(results, suite.page)
+        _publish(results, machine, suite.page)
         console.print(f"Published in {suite.page.relative_to(ROOT)}.")
     checks = [check for result in results for check in result.checks]
     reached = sum(check.reached is True for check in checks)
@@ -107,11 +111,11 @@ def _unmeasured(checks: Sequence[Check]) -> int:
     return sum(check.reached is None for check in checks)
 
 
-def _machine() -> dict[str, Any]:
+def _machine(packages: Sequence[str]) -> Machine:
     from fewbits.engines.cpu import cpu
 
     versions = {}
-    for package in PACKAGES:
+    for package in packages:
         try:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
@@ -126,27 +130,26 @@ def _machine() -> dict[str, Any]:
     }
 
 
-def _write(results: Sequence[CaseResult], stem: Path, console: Console) -> None:
+def _write(results: Sequence[CaseResult], machine: Machine, stem: Path, console: Console) -> None:
     stem.parent.mkdir(parents=True, exist_ok=True)
     document_path, page = stem.with_suffix(".json"), stem.with_suffix(".md")
     document = {
         "date": datetime.date.today().isoformat(),
-        "machine": _machine(),
+        "machine": machine,
         "cases": [as_json(result) for result in results],
     }
     document_path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    page.write_text(_page_section(results), encoding="utf-8")
+    page.write_text(_page_section(results, machine), encoding="utf-8")
     console.print(f"\nWritten: {document_path.relative_to(ROOT)} and {page.name} beside it.")
 
 
-def _page_section(results: Sequence[CaseResult]) -> str:
-    machine = _machine()
+def _page_section(results: Sequence[CaseResult], machine: Machine) -> str:
     versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items() if number)
     here = f"{machine['cpu']} ({', '.join(machine['isa'])}), {machine['threads']} threads"
     return f"{here}. {versions}. {datetime.date.today().isoformat()}.\n\n{markdown(results)}"
 
 
-def _publish(results: Sequence[CaseResult], page: Path) -> None:
+def _publish(results: Sequence[CaseResult], machine: Machine, page: Path) -> None:
     text = page.read_text(encoding="utf-8")
-    section = _page_section(results)
+    section = _page_section(results, machine)
     page.write_text(SECTION.sub(lambda match: match[1] + section + match[2], text), encoding="utf-8")

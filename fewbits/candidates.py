@@ -56,7 +56,8 @@ class Draft:
 class Written:
     """A file that exists, with the plan it holds; None for the original.
 
-    ``of_framework`` marks the original as a framework's own program, which runs for comparison only.
+    ``of_framework`` marks the original as a framework's own program, which runs for comparison only. ``others`` are the
+    file's signatures beside the main one that were rounded too, by name and as files of their own.
     """
 
     path: Path
@@ -64,6 +65,7 @@ class Written:
     plan: Plan | None
     bytes_by_dtype: Mapping[str, int] = field(default_factory=dict)
     of_framework: bool = False
+    others: Mapping[str, Written] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,8 @@ class Measured:
     """What the choice knows of a candidate; None for what could not be measured.
 
     ``drop`` is the loss of score in the metric's unit, positive is worse; ``speedup`` as in :class:`Limits`.
-    What is ``shown_only`` is never chosen; ``unscored`` is why there is no drop.
+    What is ``shown_only`` is never chosen; ``unscored`` is why there is no drop; ``others`` are limits that other
+    signatures of the file fail, in words.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Measured:
     error: str | None = None
     shown_only: bool = False
     unscored: str | None = None
+    others: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -119,11 +121,11 @@ def _failures(one: Measured, limits: Limits, unit: str) -> tuple[str, ...]:
     if limits.min_speedup is not None and (one.speedup is None or one.speedup < limits.min_speedup):
         got = "unknown" if one.speedup is None else f"{one.speedup:.2f}x"
         found.append(f"speedup {got} is under {limits.min_speedup:g}x")
-    return tuple(found)
+    return (*found, *one.others)
 
 
-def _distance(one: Measured, limits: Limits) -> tuple[float, float]:
-    """By how much the limits are missed, each relative to itself, and then the drop."""
+def _distance(one: Measured, limits: Limits) -> tuple[int, float, float]:
+    """Other signatures that fail; by how much the limits are missed, each relative to itself; and then the drop."""
     missed = 0.0
     drop = one.drop if one.drop is not None else float("inf")
     if limits.max_drop is not None:
@@ -132,7 +134,7 @@ def _distance(one: Measured, limits: Limits) -> tuple[float, float]:
         missed += max(0.0, one.size_bytes / max(limits.max_bytes, 1) - 1)
     if limits.min_speedup is not None:
         missed += max(0.0, limits.min_speedup / max(one.speedup or 1e-9, 1e-9) - 1)
-    return missed, drop
+    return len(one.others), missed, drop
 
 
 def parse_drop(text: str | float, loss: Callable[[float], float]) -> float:

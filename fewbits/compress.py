@@ -42,6 +42,16 @@ from fewbits.planning.recipe import EFFORTS, Effort, ResolvedRecipe
 from fewbits.report import words
 from fewbits.samples import HELD_OUT_EVERY, Samples, open_samples, synthetic
 from fewbits.scoring import Evaluate, Scoring, open_scoring, scored, wished
+from fewbits.signatures import (
+    Finding,
+    Judge,
+    Signature,
+    judged,
+    note,
+    open_judges,
+    open_signatures,
+    split,
+)
 from fewbits.source import Arch, open_source
 from fewbits.throughput import Batches, check_batches, measure_throughput, parse_batches
 from fewbits.trying import different, try_in_turn, ways_of
@@ -73,7 +83,8 @@ class Asked:
 class Run:
     """What every stage of one run needs; ``timings`` and ``notes`` grow as it goes.
 
-    ``samples`` are about how many there are to calibrate and to score with.
+    ``samples`` are about how many there are to calibrate and to score with. ``others`` are the file's signatures beside
+    the main one, with samples of their own.
     """
 
     model: Model
@@ -94,6 +105,7 @@ class Run:
     timings: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     effort: Effort = "normal"
+    others: tuple[Signature, ...] = ()
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -199,7 +211,8 @@ def compress(
         arch: what makes the module that a ``.safetensors`` has the weights of: ``module:factory``, or a callable.
         format: of the files to write: ``onnx``, ``tflite``, or ``auto``: that of the file given; ``tflite`` for a Keras
             model, ``onnx`` for a module; or what ``engine`` runs.
-        data: calibration samples: an ``.npz``, arrays, or batches (see :func:`fewbits.samples.open_samples`).
+        data: calibration samples: an ``.npz``, arrays, or batches (see :func:`fewbits.samples.open_samples`); by
+            signature where a ``.tflite`` has several (see :func:`fewbits.signatures.split`).
         eval: samples to score with, with ``labels`` where the metric needs them; else a part of ``data`` is kept
             for it.
         metric: the score: ``top1``, ``top5``, ``spearman``, ``mse``, ``psnr``, ``cosine``, ``agreement``, or
@@ -315,15 +328,21 @@ def compress(
         tried = try_in_turn(run, planned, ways, scoring, known, most)
         # A file that crashes its engine does so in a worker: it is measured before it is run here.
         outcomes = _throughput(run, _verify(run, _measure(run, tried.outcomes)), batches)
+        judges = open_judges(run.others, max_drop, CHECKED_SAMPLES)
+        outcomes = judged(judges, outcomes)
         run.notes.extend(unable(outcomes))
         figures = Figures(outcomes, scoring.metric.higher_is_better)
         choice, limits = _choose(run, outcomes, figures, scoring, asked)
+        saved = next((one for one in outcomes if one.candidate.name == choice.saved), None)
+        findings = ending.finishing(lambda: tuple(_finding(judge, saved) for judge in judges))
 
         place = _place(out)
 
         def hand_over() -> Result:
             with replacing(place) as folder:
-                report = describe(run, tried, outcomes, figures, choice, limits, asked, scoring, folder)
+                report = describe(
+                    run, tried, outcomes, figures, choice, limits, asked, scoring, findings, folder
+                )
             return Result(report, place)
 
         result = ending.finishing(hand_over)
@@ -389,11 +408,16 @@ def _begin(
     start = time.perf_counter()
     progress("load", 0, 0)
     model = open_model(path)
+    given = split(model.info, data, eval)
+    if given:
+        main = given[model.info.signatures[0]]
+        data, eval = main.data, main.eval
     feeding.check(model.info)
     notes = [] if origin is None else list(origin.notes)
     if in_codes := model.info.in_codes:
         notes.append(f"left as they came, in integer codes: {in_codes} layer{'s' if in_codes > 1 else ''}")
-    notes += model.info.notes
+    if (about := note(model.info)) is not None:
+        notes.append(about)
     inputs = model.info.inputs
     calibration = None if data is None else open_samples(data, inputs, feeding=feeding)
     if eval is not None:
@@ -431,6 +455,7 @@ def _begin(
         _sample_counts(data, eval),
         notes=notes,
     )
+    run = replace(run, others=open_signatures(run, given))
     run.timings["load"] = time.perf_counter() - start
     return run
 
@@ -541,6 +566,17 @@ def _verify(run: Run, outcomes: Sequence[Outcome]) -> list[Outcome]:
     return checked
 
 
+def _finding(judge: Judge, saved: Outcome | None) -> Finding:
+    """What the saved file makes of another signature, timed beside the original's."""
+    name = judge.signature.name
+    if saved is None or name not in saved.candidate.file.others:
+        return Finding(judge)
+    mine = replace(saved.candidate, file=saved.candidate.file.others[name])
+    part = next((one for one in saved.parts if one.signature == name), None)
+    original, now = _measure(judge.signature.run, [judge.original, Outcome(mine)])
+    return Finding(judge, part, mine, original.latency, now.latency)
+
+
 def _throughput(run: Run, outcomes: Sequence[Outcome], batches: Sequence[int]) -> list[Outcome]:
     """Samples per second in larger batches, of all that can be run."""
     if not batches:
@@ -575,6 +611,7 @@ def _choose(
             one.error,
             one.candidate.in_framework,
             one.unscored,
+            tuple(part.failed for part in one.parts if part.failed is not None),
         )
         for one in outcomes
     ]

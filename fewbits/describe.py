@@ -21,8 +21,9 @@ from fewbits.engines.engine import get, literal_session
 from fewbits.fallback import Fallback
 from fewbits.figures import Figures, Outcome
 from fewbits.handover import REPORT
-from fewbits.measure.latency import Ratio
+from fewbits.measure.latency import Latency, Ratio, ratio
 from fewbits.measure.metrics import Metric
+from fewbits.measure.quality import Quality
 from fewbits.measure.size import artifact_bytes, artifact_files
 from fewbits.planning.plan import LayerPlan, Plan, WeightPlan
 from fewbits.planning.recipe import Recipe, ResolvedRecipe, Rule, write_recipe
@@ -31,6 +32,7 @@ from fewbits.report import record as r
 from fewbits.report.histogram import histogram
 from fewbits.report.html import render
 from fewbits.scoring import Scoring
+from fewbits.signatures import Finding
 from fewbits.trying import Tried
 
 if TYPE_CHECKING:
@@ -57,11 +59,12 @@ def describe(
     limits: Limits,
     asked: Asked,
     scoring: Scoring,
+    findings: Sequence[Finding],
     folder: Path,
 ) -> r.Report:
     """Build the report, and fill ``folder`` with everything that is handed over."""
     saved = next((one for one in outcomes if one.candidate.name == choice.saved), None)
-    metric, subject = scoring.metric, scoring.subject
+    metric = scoring.metric
     layers: tuple[r.Layer, ...] = ()
     left: tuple[r.LeftInFloat, ...] = ()
     shown = None
@@ -89,16 +92,7 @@ def describe(
             if run.origin is None or run.origin.structure is None
             else run.origin.structure.to_json(),
         ),
-        metric=r.Metric(
-            name=metric.name,
-            higher_is_better=metric.higher_is_better,
-            original=figures.original_score,
-            unit=metric.unit,
-            samples=figures.reference.quality.samples if figures.reference.quality else None,
-            description=metric.description,
-            against=None if scoring.wish.of_model is not None else subject.against,
-            output=None if subject.place is None else subject.outputs[subject.place],
-        ),
+        metric=_metric(scoring, figures.reference, figures.original_score),
         limits=r.Limits(
             max_drop=str(asked.max_drop),
             max_size=None if asked.max_size is None else str(asked.max_size),
@@ -118,6 +112,7 @@ def describe(
         layers=layers,
         left_in_float=left,
         fallbacks=tuple(_fallback(one, figures) for one in tried.fallbacks),
+        signatures=_signatures(run, findings),
         bytes_by_dtype=dict(saved.candidate.file.bytes_by_dtype) if saved else {},
         bytes_by_dtype_original=dict(run.model.bytes_by_dtype()),
         histogram=shown,
@@ -138,6 +133,59 @@ def describe(
     (folder / REPORT).write_text(report.to_json(), encoding="utf-8")
     (folder / "report.html").write_text(render(report), encoding="utf-8")
     return report
+
+
+def _metric(scoring: Scoring, reference: Outcome, original: float) -> r.Metric:
+    metric, subject = scoring.metric, scoring.subject
+    return r.Metric(
+        name=metric.name,
+        higher_is_better=metric.higher_is_better,
+        original=original,
+        unit=metric.unit,
+        samples=reference.quality.samples if reference.quality else None,
+        description=metric.description,
+        against=None if scoring.wish.of_model is not None else subject.against,
+        output=None if subject.place is None else subject.outputs[subject.place],
+    )
+
+
+def _signatures(run: Run, findings: Sequence[Finding]) -> tuple[r.Signature, ...]:
+    """The file's signatures beside the main one, in its order."""
+    found = {one.judge.signature.name: _signature(one) for one in findings}
+    return tuple(found.get(name, r.Signature(name=name)) for name in run.model.info.signatures[1:])
+
+
+def _signature(found: Finding) -> r.Signature:
+    judge, part, candidate = found.judge, found.part, found.candidate
+    name, scoring = judge.signature.name, judge.scoring
+    metric = _metric(scoring, judge.original, scoring.original)
+    if candidate is None or candidate.file.plan is None:
+        return r.Signature(name=name, metric=metric)
+    both = found.original, found.latency
+    speedup = None if both[0] is None or both[1] is None else ratio(both[0], both[1]).value
+    return r.Signature(
+        name=name,
+        rounded=True,
+        metric=metric,
+        score=None if part is None else part.score,
+        drop=None if part is None else part.drop,
+        agreement=_agreement(None if part is None else part.quality),
+        original_ms=None if found.original is None else found.original.p50_ms,
+        latency_ms=_latency(found.latency),
+        speedup=speedup,
+        layers=_layers(judge.signature.run, candidate, candidate.file.plan),
+    )
+
+
+def _latency(found: Latency | None) -> r.Latency:
+    return r.Latency() if found is None else r.Latency(p50=found.p50_ms, p10=found.p10_ms, p90=found.p90_ms)
+
+
+def _agreement(quality: Quality | None) -> r.Agreement:
+    if quality is None:
+        return r.Agreement()
+    found = quality.agreement
+    return r.Agreement(top1=found.top1, cosine_min=found.cosine_min, sqnr_db=found.sqnr_db)
 
 
 def _why(ending: Ending) -> str:
@@ -227,7 +275,6 @@ def _candidate(
         and latency is not None
         and latency is not saved.latency
     )
-    agreement = None if quality is None else quality.agreement
     return r.Candidate(
         name=candidate.name,
         recipe=candidate.recipe,
@@ -238,9 +285,7 @@ def _candidate(
         sha256=_sha256(file),
         size_bytes=size,
         size_ratio=size / run.model.size_bytes,
-        latency_ms=r.Latency()
-        if latency is None
-        else r.Latency(p50=latency.p50_ms, p10=latency.p10_ms, p90=latency.p90_ms),
+        latency_ms=_latency(latency),
         speedup=None if speedup is None else speedup.value,
         speedup_low=None if speedup is None else speedup.low,
         speedup_high=None if speedup is None else speedup.high,
@@ -248,9 +293,7 @@ def _candidate(
         speedup_vs_source=None if over_source is None else over_source.value,
         metric=one.score,
         drop=figures.drop(one),
-        agreement=r.Agreement()
-        if agreement is None
-        else r.Agreement(top1=agreement.top1, cosine_min=agreement.cosine_min, sqnr_db=agreement.sqnr_db),
+        agreement=_agreement(quality),
         met=None if one.error is not None or one.score is None else not failed,
         failed=failed,
         error=one.error,

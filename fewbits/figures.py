@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from fewbits.candidates import Candidate
 from fewbits.errors import InputError
 from fewbits.measure.latency import Latency, Ratio, ratio
+from fewbits.measure.metrics import Metric
 from fewbits.measure.quality import Quality
 
 
@@ -22,10 +23,31 @@ class Throughput:
 
 
 @dataclass(frozen=True)
+class Part:
+    """What was measured of a signature beside the main one: its score, and what it lost of what it may."""
+
+    signature: str
+    quality: Quality | None
+    score: float | None
+    drop: float | None
+    allowed: float
+    metric: Metric
+    error: str | None = None
+
+    @property
+    def failed(self) -> str | None:
+        """The limit that it fails, in words."""
+        if self.drop is None or self.drop <= self.allowed:
+            return None
+        unit = self.metric.unit_of_drops
+        return f"signature {self.signature!r}: drop {self.drop:.3g}{unit} is over {self.allowed:.3g}{unit}"
+
+
+@dataclass(frozen=True)
 class Outcome:
     """A candidate and what was measured of it; None where it could not be, with the reason in ``error``.
 
-    Where only its score could not be computed, the reason is in ``unscored``.
+    Where only its score could not be computed, the reason is in ``unscored``. ``parts``: other signatures of its file.
     """
 
     candidate: Candidate
@@ -35,6 +57,7 @@ class Outcome:
     error: str | None = None
     unscored: str | None = None
     throughput: tuple[Throughput, ...] = ()
+    parts: tuple[Part, ...] = ()
 
 
 def unable(outcomes: Sequence[Outcome]) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,13 +21,33 @@ HasRows = Callable[[str, tuple[int, ...]], bool]
 """Whether the array of that name and shape has one entry for each sample along its first axis."""
 
 
+@dataclass(frozen=True)
+class Folder:
+    """The arrays of an archive whose names begin with ``name/``, by what comes behind it."""
+
+    path: Path
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.path}, {self.name}"
+
+
+def names(path: Path) -> list[str]:
+    """Of the archive's arrays. Raises InputError where it is no archive."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return [info.filename.removesuffix(".npy") for info in archive.infolist()]
+    except UNREADABLE as error:
+        raise InputError(f"{path}: not an .npz file ({error}); write it with numpy.savez") from error
+
+
 def read(
-    path: Path, only: str | None, apart: tuple[str, ...], has_rows: HasRows
+    source: Path | Folder, only: str | None, apart: tuple[str, ...], has_rows: HasRows
 ) -> Iterator[dict[str, np.ndarray]]:
     """The archive's arrays in blocks of samples; what has none is read once and comes with every block.
 
     Args:
-        path: the archive.
+        source: the archive, or a part of it.
         only: what the only array is called in the blocks, whatever it is called in the archive.
         apart: names that do not count as that array.
         has_rows: tells which arrays are cut into blocks.
@@ -35,12 +56,17 @@ def read(
         InputError: not an archive, an array that cannot be read or is none of numbers, or that has other samples than
             the rest, or none.
     """
+    path, prefix = (source.path, f"{source.name}/") if isinstance(source, Folder) else (source, "")
     try:
         archive = zipfile.ZipFile(path)
     except UNREADABLE as error:
         raise InputError(f"{path}: not an .npz file ({error}); write it with numpy.savez") from error
     with archive:
-        members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+        members = {
+            info.filename.removesuffix(".npy").removeprefix(prefix): info
+            for info in archive.infolist()
+            if info.filename.startswith(prefix)
+        }
         arrays = [name for name in members if name not in apart]
         names = {name: name for name in members}
         if only is not None and len(arrays) == 1:

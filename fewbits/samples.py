@@ -363,6 +363,8 @@ def open_samples(
                 f"{path}: no such file; data is an .npz whose arrays are named like the model's inputs"
             )
         return Samples(str(path), into, lambda: _npz(path, into))
+    if isinstance(data, npz.Folder):
+        return Samples(str(data), into, lambda: _npz(data, into))
     if isinstance(data, Mapping):
         arrays = {key: _array(value) for key, value in data.items()}
         labels = arrays.pop(LABELS, None)
@@ -457,10 +459,10 @@ def _named(batch: Any, inputs: tuple[TensorInfo, ...]) -> tuple[Feeds, np.ndarra
         labels = arrays.pop(LABELS, None)
         return arrays, labels
     items = (batch,) if _is_array(batch) else tuple(batch)
-    if len(items) == 2 and isinstance(items[0], str) and isinstance(items[1], Mapping):
+    if len(items) == 2 and isinstance(items[0], str):
         raise InputError(
-            f"data: a batch for the signature {items[0]!r}; one signature is compressed, the file's main one: give its "
-            f"batches alone, without a name: {', '.join(map(str, inputs))}"
+            f"data: a batch for the signature {items[0]!r}, which only .tflite files have; leave the name out: "
+            f"{', '.join(map(str, inputs))}"
         )
     if len(items) not in (len(inputs), len(inputs) + 1):
         raise InputError(
@@ -471,13 +473,13 @@ def _named(batch: Any, inputs: tuple[TensorInfo, ...]) -> tuple[Feeds, np.ndarra
     return feeds, _array(items[-1]) if len(items) > len(inputs) else None
 
 
-def _npz(path: Path, into: Intake) -> Iterator[tuple[Feeds, np.ndarray | None]]:
+def _npz(source: Path | npz.Folder, into: Intake) -> Iterator[tuple[Feeds, np.ndarray | None]]:
     def has_rows(name: str, shape: tuple[int, ...]) -> bool:
         port = into.port(name)
         return port is None or port.has_rows(shape)
 
     only = into.asked[0].name if len(into.asked) == 1 else None
     apart = (LABELS, SEQUENCE) if into.state else (LABELS,)
-    for block in npz.read(path, only, apart, has_rows):
+    for block in npz.read(source, only, apart, has_rows):
         labels = block.pop(LABELS, None)
         yield block, labels

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +25,7 @@ from fewbits.planning.stats import Stats
 from fewbits.report import words
 from fewbits.scoring import Scoring, scored
 from fewbits.sensitivity import sensitivity
+from fewbits.signatures import Signature, sharing_codes
 from fewbits.threads import one_torch_thread
 
 if TYPE_CHECKING:
@@ -91,6 +93,7 @@ def try_in_turn(
             run.ending.check()
             if draft.recipe.uses_data and stats is None:
                 stats = observe_for(run, planned)
+                run = replace(run, others=tuple(_observed(one, planned) for one in run.others))
             recipe = draft.recipe
             if recipe.learn and recipe.name not in learned:
                 learned[recipe.name] = learn_for(run, draft, stats)
@@ -149,7 +152,45 @@ def write(
     folder.mkdir(exist_ok=True)
     path = folder / run.model.artifact_name
     run.model.write(plan, path)
-    return Written(path, draft, plan, run.model.read_back(path, plan))
+    others = _write_others(run, draft, plan, path)
+    return Written(path, draft, plan, run.model.read_back(path, plan), others=others)
+
+
+def _write_others(run: Run, draft: Draft, plan: Plan, path: Path) -> dict[str, Written]:
+    """Put the file's other signatures, by the same recipe, in place of those that came; each is read back."""
+    if not run.others:
+        return {}
+    from fewbits.models.tflite.signatures import put_in, take_out
+
+    plans, parts = [(run.model, plan)], {}
+    drafted: list[tuple[Signature, Draft, Plan]] = []
+    for number, other in enumerate(run.others):
+        mine = other.draft(draft)
+        if mine is None:
+            continue
+        with one_torch_thread():
+            own = sharing_codes(other.run.model, _decided(other.run, mine, other.stats), plans)
+        if not own.weights:
+            continue
+        plans.append((other.run.model, own))
+        drafted.append((other, mine, own))
+        parts[other.name] = path.parent / f"{number}.tflite"
+        other.run.model.write(own, parts[other.name])
+    put_in(path, parts)
+    written = {}
+    for other, mine, own in drafted:
+        part = take_out(path, other.name, parts[other.name])
+        written[other.name] = Written(part, mine, own, other.run.model.read_back(part, own))
+    return written
+
+
+def _observed(other: Signature, planned: Sequence[Draft]) -> Signature:
+    """What every file needs of another signature of the model."""
+    mine = []
+    for draft in planned:
+        with suppress(InputError):  # said where the file is written
+            mine.append(other.draft(draft))
+    return replace(other, stats=observe_for(other.run, [one for one in mine if one is not None]))
 
 
 def learn_for(run: Run, draft: Draft, stats: Stats | None) -> Plan | None:

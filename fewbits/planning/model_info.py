@@ -118,7 +118,7 @@ class ModelInfo:
         layers: what can be represented anew.
         in_codes: how many layers came quantized; they stay as they are and are not listed.
         float_only: operators that stand in the way of a file that computes on integers alone.
-        notes: what of the file is described here and what stays as it came, where it holds more than one function.
+        signatures: names of the file's functions; all else here is about the first.
     """
 
     inputs: tuple[TensorInfo, ...]
@@ -126,7 +126,7 @@ class ModelInfo:
     layers: tuple[LayerInfo, ...]
     in_codes: int = 0
     float_only: tuple[FloatOnly, ...] = ()
-    notes: tuple[str, ...] = ()
+    signatures: tuple[str, ...] = ()
 
     def layer(self, name: str) -> LayerInfo:
         """The layer of that name; KeyError where there is none."""

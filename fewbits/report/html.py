@@ -105,6 +105,7 @@ def _environment() -> Environment:
         "score": words.score,
         "seconds": words.seconds,
         "share": words.share,
+        "signature": words.signature,
         "short": words.shortened,
         "size": words.size,
         "times": words.times,

@@ -281,6 +281,24 @@ class Fallback(Record):
     steps: tuple[FallbackStep, ...]
 
 
+class Signature(Record):
+    """A function of the file beside the main one, which all else is about; what is not known of it is None."""
+
+    name: str
+    rounded: bool = False
+    """By the chosen recipe; False where it is as it came."""
+    metric: Metric | None = None
+    score: Number = None
+    drop: Number = None
+    """What it lost against its own original, in its metric's unit; positive is worse."""
+    agreement: Agreement = Agreement()
+    original_ms: Number = None
+    """The median of the original's, measured in the same rounds."""
+    latency_ms: Latency = Latency()
+    speedup: Number = None
+    layers: tuple[Layer, ...] = ()
+
+
 class NotTried(Record):
     """A candidate that there was no time for."""
 
@@ -320,6 +338,8 @@ class Report(Record):
     layers: tuple[Layer, ...] = ()
     left_in_float: tuple[LeftInFloat, ...] = ()
     fallbacks: tuple[Fallback, ...] = ()
+    signatures: tuple[Signature, ...] = ()
+    """Beside the main one, where the file has several."""
     bytes_by_dtype: dict[str, Count] = {}
     """The saved file's initializers: bytes per dtype."""
     bytes_by_dtype_original: dict[str, Count] = {}

@@ -109,6 +109,8 @@ def show(report: Report, console: Console, page: str | None = None) -> None:
     if shown is not None and report.chosen is None:
         for why in shown.failed:
             console.print(Text(f"  fails: {why}", style="yellow"))
+    for found in report.signatures:
+        console.print(Text(f"  {words.signature(found)}"))
     for note in report.notes:
         console.print(Text(f"  {note}", style="dim"))
     if page is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from fewbits.report.record import Metric
+from fewbits.report.record import Metric, Signature
 
 NOTHING = "\N{EM DASH}"
 TIMES = "\N{MULTIPLICATION SIGN}"
@@ -117,6 +117,19 @@ def drop(value: float | None, metric: Metric) -> str:
     if value is None:
         return NOTHING
     return points(value, metric) + (" pp" if unit(metric) == " %" else unit(metric))
+
+
+def signature(found: Signature) -> str:
+    """One signature in a line: what it lost, and how fast it is."""
+    name = f"signature {found.name!r}"
+    if found.metric is None:
+        return f"{name}: as it came, since no data was given for it"
+    if not found.rounded:
+        return f"{name}: as it came"
+    return (
+        f"{name}: {found.metric.name} {score(found.score, found.metric)}, drop {drop(found.drop, found.metric)}, "
+        f"{milliseconds(found.latency_ms.p50)}, {times(found.speedup)} against its original in float32"
+    )
 
 
 def shortened(text: str, limit: int) -> str:

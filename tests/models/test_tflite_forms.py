@@ -1,6 +1,5 @@
 """What can be asked of a full-integer file: the types at its ends, wider activations, float where integers end."""
 
-import copy
 import sys
 
 import numpy as np
@@ -303,49 +302,6 @@ def test_a_generator_function_feeds_several_inputs_in_order_or_by_name(tmp_path,
     assert contents[0] == contents[1] == contents[2]
     with pytest.raises(InputError, match=r"array 'left' has shape \[1, 6\]"):
         fb.compress(path, lambda: ([b, a] for a, b in lists()), recipe="w8a8", out=tmp_path / "o")
-
-
-def with_two_signatures(path):
-    """The net as 'classify', and as 'embed' what its convolution gives, from the same constants; 'embed' is first."""
-    net = mnist()
-    net.model.signatureDefs[0].signatureKey = b"classify"
-    embed = copy.deepcopy(net.graph)
-    embed.operators, (made,) = embed.operators[:1], embed.operators[0].outputs
-    embed.tensors, embed.outputs = embed.tensors[: made + 1], [made]
-    net.model.subgraphs.append(embed)
-    signature = copy.deepcopy(net.model.signatureDefs[0])
-    signature.signatureKey, signature.subgraphIndex = b"embed", 1
-    signature.outputs[0].tensorIndex, signature.outputs[0].name = made, b"features"
-    net.model.signatureDefs.insert(0, signature)
-    return net.save(path)
-
-
-def test_of_several_signatures_the_main_one_is_compressed_and_the_others_work(tmp_path, short_measuring):
-    path = with_two_signatures(tmp_path / "two.tflite")
-    result = fb.compress(path, images(), recipe="w8a8", prefer="size", max_drop="100%", out=tmp_path / "o")
-    (note,) = (one for one in result.report.notes if "signature" in one)
-    assert "this is about 'classify'" in note and note.endswith("as they came, in the same file: 'embed'")
-    from ai_edge_litert.interpreter import Interpreter
-
-    before, after = (Interpreter(str(one)) for one in (path, tmp_path / "o" / "two.tflite"))
-    assert set(after.get_signature_list()) == {"classify", "embed"}
-    one = images(1)
-    embedded = [run.get_signature_runner("embed")(image=one)["features"] for run in (before, after)]
-    assert np.array_equal(*embedded)
-    classified = [run.get_signature_runner("classify")(image=one)["logits"] for run in (before, after)]
-    assert sqnr_db({"y": classified[0]}, {"y": classified[1]}) > 25
-    assert np.array_equal(result.model(one), classified[1])
-    assert INT8 in {
-        tensor.type
-        for tensor in parse((tmp_path / "o" / "two.tflite").read_bytes(), path).subgraphs[0].tensors
-    }
-
-
-def test_data_that_names_a_signature_is_one_line(tmp_path):
-    path = with_two_signatures(tmp_path / "two.tflite")
-    data = [("classify", {"image": image[None]}) for image in images(8)]
-    with pytest.raises(InputError, match=r"a batch for the signature 'classify'.*give its batches alone"):
-        fb.compress(path, lambda: iter(data), recipe="w8a8", out=tmp_path / "o")
 
 
 def test_a_shape_that_the_interpreter_cannot_resolve_is_one_line(refused, place):

@@ -89,19 +89,6 @@ def main_signature(model: ModelT) -> Any:
     return next((one for one in model.signatureDefs or [] if not one.subgraphIndex), None)
 
 
-def left_alone(model: ModelT) -> tuple[str, ...]:
-    """Which signature the main subgraph is and which others the file has, in a line; nothing where it has no others."""
-    others = [one.signatureKey.decode() for one in model.signatureDefs or [] if one.subgraphIndex]
-    if not others:
-        return ()
-    main = main_signature(model)
-    taken = "the main subgraph, which has no signature" if main is None else f"{main.signatureKey.decode()!r}"
-    return (
-        f"of several signatures, this is about {taken}; as they came, in the same file: "
-        f"{', '.join(map(repr, others))}",
-    )
-
-
 def _check(model: ModelT, size: int) -> None:
     """What flatbuffers do not: that indices are of something, and that constants are all there."""
     if not model.subgraphs or not model.subgraphs[0].operators:

@@ -14,9 +14,10 @@ from fewbits.models.tflite.apply import spell_out, tap, write
 from fewbits.models.tflite.fold import fold_shapes
 from fewbits.models.tflite.graph import graph_of
 from fewbits.models.tflite.layers import KINDS, canonical, find_layers
-from fewbits.models.tflite.load import TFLiteSource, left_alone, load
+from fewbits.models.tflite.load import TFLiteSource, load
 from fewbits.models.tflite.place import float_only, place
 from fewbits.models.tflite.rewrite import Rewriter
+from fewbits.models.tflite.signatures import signatures
 from fewbits.models.tflite.types import INT4, INT8, UINT8
 from fewbits.models.tflite.verify import bytes_by_dtype, read_back
 from fewbits.models.tflite.work import multiplications
@@ -37,9 +38,13 @@ class TFLiteModel:
         self.source, self.graph = source, graph_of(source.model)
         self.path = source.path
         layers = find_layers(source.path, self.graph)
-        kept = left_alone(source.model)
         self.info = ModelInfo(
-            source.inputs, source.outputs, layers, self._in_codes(), float_only(self.graph), kept
+            source.inputs,
+            source.outputs,
+            layers,
+            self._in_codes(),
+            float_only(self.graph),
+            signatures(source.model),
         )
         self.sha256, self.size_bytes = source.sha256, source.size_bytes
         self.artifact_name = f"{source.path.stem}.tflite"

@@ -36,7 +36,7 @@ class Rewriter:
     """
 
     def __init__(self, model: ModelT) -> None:
-        self.model = _copied(model)
+        self.model = copied(model)
         self.graph = self.model.subgraphs[0]
         self.source = list(self.graph.operators)
         self.graph.operators = []
@@ -148,15 +148,8 @@ class Rewriter:
         return made
 
     def built(self) -> bytes:
-        """The file. Raises InputError where it is too large for one."""
-        from ai_edge_litert.tools import flatbuffer_utils
-
-        _drop_unused(self.model)
-        name_tensors(self.model)
-        size = sum(len(buffer.data) for buffer in self.model.buffers if buffer.data is not None)
-        if size > FILE_LIMIT:
-            raise InputError(f"the model's constants have {size} bytes, and a .tflite file ends at 2 GiB")
-        return bytes(flatbuffer_utils.convert_object_to_bytearray(self.model))
+        """The file. Raises InputError as :func:`finished`."""
+        return finished(self.model)
 
     def _represent(self, tensor: TensorT, codes: Codes | None) -> None:
         tensor.type = FLOAT32 if codes is None else codes.type
@@ -205,12 +198,24 @@ def _parameters(scale: np.ndarray, zero_point: np.ndarray, axis: int) -> Any:
     return parameters
 
 
-def _copied(model: ModelT) -> ModelT:
+def copied(model: ModelT) -> ModelT:
     """All but the constants' bytes, which are never changed in place."""
     memo: dict[int, Any] = {
         id(buffer.data): buffer.data for buffer in model.buffers if buffer.data is not None
     }
     return copy.deepcopy(model, memo)
+
+
+def finished(model: ModelT) -> bytes:
+    """A changed model as a file, without what nothing refers to. Raises InputError where it is too large for one."""
+    from ai_edge_litert.tools import flatbuffer_utils
+
+    _drop_unused(model)
+    name_tensors(model)
+    size = sum(len(buffer.data) for buffer in model.buffers if buffer.data is not None)
+    if size > FILE_LIMIT:
+        raise InputError(f"the model's constants have {size} bytes, and a .tflite file ends at 2 GiB")
+    return bytes(flatbuffer_utils.convert_object_to_bytearray(model))
 
 
 def _drop_unused(model: ModelT) -> None:
