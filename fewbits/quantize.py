@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,11 +12,23 @@ from fewbits.errors import InputError
 if TYPE_CHECKING:
     from torch import nn
 
-    from fewbits.planning.recipe import Recipe
+    from fewbits.planning.recipe import Effort, Recipe
+
+
+STEPS: Mapping[Effort, int | None] = {"fast": None, "normal": 60, "high": 600}
+"""What is spent on learning all together; None: nothing is learned."""
+PACE = 0.4  # of the usual rates: all of a module's weights learn at once
 
 
 def quantize(
-    module: nn.Module, recipe: str | Recipe = "w8", data: Any = None, *, exclude: Sequence[str] = ()
+    module: nn.Module,
+    recipe: str | Recipe = "w8",
+    data: Any = None,
+    *,
+    exclude: Sequence[str] = (),
+    effort: Effort = "normal",
+    seed: int = 0,
+    progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
 ) -> nn.Module:
     """A module that behaves as the one that came in, in fewer bits, without retraining.
 
@@ -33,8 +45,14 @@ def quantize(
         module: in float, on any device.
         recipe: a preset such as ``w8``, ``w4_g128`` or ``w8a8_dynamic``; another format of weights, such as
             ``w3_g64``, ``w_nf4_g64`` or ``w_ternary``; the path of a ``.toml``; or a Recipe.
-        data: samples to calibrate with, for recipes that need them; see :func:`fewbits.compress`.
+        data: samples to calibrate with, for recipes that need them; see :func:`fewbits.compress`. ``w4``, ``w3`` and
+            ``w2`` are much closer with some (without labels): a tensor, a tuple or dict of forward's arguments, or
+            batches of any of these, which may differ in their shapes.
         exclude: patterns of layer names or operators to keep in float.
+        effort: of these: ``fast`` rounds weights so that they make up for each other; ``normal`` and ``high`` also
+            learn weights, norms and biases until the module gives what it gave in float, shortly or for long.
+        seed: of the order of batches.
+        progress: called with a stage, what is done of it and how much there is.
 
     Raises:
         InputError: a module that cannot be quantized or is quantized already, a recipe that does not fit it, NaN or
@@ -48,7 +66,39 @@ def quantize(
     if found.needs_data:
         return _in_engine(module, found, data)
     dtype = whole_dtype(found)
-    return converted(module, found) if dtype is None else halved(module, dtype)
+    if dtype is not None:
+        return halved(module, dtype)
+    if data is None or not found.learn:
+        return converted(module, found)
+    return _learned(module, found, data, effort, seed, progress)
+
+
+def _learned(
+    module: nn.Module,
+    recipe: Recipe,
+    data: Any,
+    effort: Effort,
+    seed: int,
+    progress: Callable[[str, int, int], None],
+) -> nn.Module:
+    """The module with codes that were found against data."""
+    from dataclasses import replace
+
+    from fewbits.engines.cpu import cpu
+    from fewbits.methods.reconstruction import Spent
+    from fewbits.modules.convert import assembled, rounded
+    from fewbits.modules.learn import learned
+    from fewbits.threads import one_torch_thread
+
+    if effort not in STEPS:
+        raise InputError(f"effort is {effort!r}; allowed are {', '.join(STEPS)}")
+    steps = STEPS[effort]
+    spent = None if steps is None else Spent(steps, pace=PACE)
+    plan = rounded(module, recipe)
+    narrow = not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(cpu().isa)
+    with one_torch_thread():
+        found = learned(module, plan.codes, data, spent, narrow=narrow, seed=seed, progress=progress)
+    return assembled(module, replace(plan, codes=found.codes), found.floats)
 
 
 def _in_engine(module: nn.Module, recipe: Recipe, data: Any) -> nn.Module:

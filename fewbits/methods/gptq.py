@@ -6,44 +6,52 @@ layer's bias is written anew it absorbs the mean error, and the covariance takes
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 BLOCK = 32  # columns whose updates are applied one by one; what is right of them waits for a matrix product
+FLOOR = 0.01  # of the mean energy of inputs is added to each
 
 
 def round_with_compensation(weight: Tensor, moment: Tensor, scale: Tensor, qmin: int, qmax: int) -> Tensor:
-    """Codes that keep the output of a linear layer close, rather than each weight.
+    """Integer codes of :func:`compensated`, float32 [m, k], in ``qmin..qmax``; the other arguments are its own."""
+    return compensated(weight, moment, scale, lambda places: places.round_().clamp_(qmin, qmax))
+
+
+def compensated(weight: Tensor, moment: Tensor, scale: Tensor, nearest: Callable[[Tensor], Tensor]) -> Tensor:
+    """Levels that keep the output of a linear layer close, rather than each weight.
 
     Args:
         weight: float32 [m, k], a row per output.
         moment: float32 [k, k], second moment of the inputs, positive definite (see :func:`damped_moment`).
         scale: float32, broadcasts to [m, k]: the steps, one for each row, [m, 1], or others for groups of its columns.
-        qmin, qmax: the codes allowed.
+        nearest: the level nearest to each of some numbers of steps, float32 of any shape, which it may overwrite.
 
     Returns:
-        float32 [m, k], integers in ``qmin..qmax``; of each row, those rounded to nearest where they do no worse.
+        float32 [m, k], levels, in steps; of each row, those rounded to nearest where they do no worse.
     """
     scale = scale.expand_as(weight)
     order = torch.argsort(moment.diagonal() * scale.square().mean(dim=0), descending=True)
     factor = _inverse_factor(moment[order][:, order])
     left = weight[:, order].T.contiguous()  # [k, m]: a column of the weight is a row here
     steps = scale[:, order].T.contiguous()
-    codes = torch.empty_like(left)
+    levels = torch.empty_like(left)
     for start in range(0, len(left), BLOCK):
         end = min(start + BLOCK, len(left))
         errors = torch.empty_like(left[start:end])
         for i in range(start, end):
-            codes[i] = (left[i] / steps[i]).round_().clamp_(qmin, qmax)
-            errors[i - start] = (left[i] - codes[i] * steps[i]) / factor[i, i]
+            levels[i] = nearest(left[i] / steps[i])
+            errors[i - start] = (left[i] - levels[i] * steps[i]) / factor[i, i]
             left[i + 1 : end] -= factor[i, i + 1 : end, None] * errors[i - start]
         left[end:] -= factor[start:end, end:].T @ errors
-    rounded = torch.empty_like(codes)
-    rounded[order] = codes
-    nearest = (weight / scale).round_().clamp_(qmin, qmax)
-    compensated = rounded.T.contiguous()
-    better = _error(compensated * scale - weight, moment) < _error(nearest * scale - weight, moment)
-    return torch.where(better[:, None], compensated, nearest)
+    rounded = torch.empty_like(levels)
+    rounded[order] = levels
+    plain = nearest(weight / scale)
+    found = rounded.T.contiguous()
+    better = _error(found * scale - weight, moment) < _error(plain * scale - weight, moment)
+    return torch.where(better[:, None], found, plain)
 
 
 def _error(difference: Tensor, moment: Tensor) -> Tensor:
@@ -75,7 +83,11 @@ def damped_moment(inputs: Tensor, noise: float, centered: bool) -> Tensor:
     """
     if centered:
         inputs = inputs - inputs.mean(dim=0)
-    moment = inputs.T @ inputs / len(inputs)
-    floor = 0.01 * float(moment.diagonal().mean()) + 1e-12
+    return damped(inputs.T @ inputs / len(inputs), noise)
+
+
+def damped(moment: Tensor, noise: float = 0.0) -> Tensor:
+    """A second moment, float32 [k, k], in place: plus ``noise`` on its diagonal, or a floor where that is more."""
+    floor = FLOOR * float(moment.diagonal().mean()) + 1e-12
     moment.diagonal().add_(max(noise, floor))
     return moment

@@ -18,10 +18,12 @@ from torch import Tensor
 
 from fewbits.numerics import QTensor
 from fewbits.numerics.codebook import ascending, midpoints
+from fewbits.numerics.floats import stored_scale
 
 RATES = {"places": 0.05, "stretch": 0.003, "shift": 0.002, "entries": 0.01}
 """What one step of Adam moves at first: a weight by part of a code, a step by part of itself, a bias by part of the
 norm of its channel's weights, an entry of a codebook by part of the usual distance to the next."""
+CELL = 0.01  # of the shortest distance between levels is kept from the ends of a cell
 
 
 class Learned(Protocol):
@@ -105,6 +107,74 @@ class LearnedCodes:
         """The codes and steps as they are now."""
         codes = self._q.layout.join(self.codes).to(self._q.codes.dtype)
         return replace(self._q, codes=codes, scale=self.step.reshape(self._q.layout.parameter_shape))
+
+
+class LearnedLevels:
+    """A weight on its way to levels that are known: integers, or the entries of a fixed codebook.
+
+    Args:
+        values: float32, the weight.
+        q: its codes, with a scale and without a zero point. Learning begins in their cells: a code may have been
+            chosen to make up for others.
+        levels: float32, ascending, one for each code.
+    """
+
+    def __init__(self, values: Tensor, q: QTensor, levels: Tensor) -> None:
+        assert q.scale is not None
+        self._q, self._levels, self._middles = q, levels, midpoints(levels)
+        self._step = q.layout.spread(q.scale)
+        codes = q.layout.split(q.codes).int() - q.qtype.qmin
+        bottom, top = (
+            torch.cat(ends) for ends in ((levels[:1], self._middles), (self._middles, levels[-1:]))
+        )
+        margin = CELL * float(levels.diff().min())
+        places = q.layout.split(values) / self._step
+        places = torch.minimum(torch.maximum(places, bottom[codes] + margin), top[codes] - margin)
+        self.parameters = {
+            "places": places.requires_grad_(),
+            "stretch": torch.zeros_like(self._step).requires_grad_(),
+        }
+        self._places = places
+
+    def begin(self) -> None:
+        """It begins where it is."""
+
+    def settle(self) -> None:
+        """Only the steps go on learning."""
+        self._places = self._places.detach()
+        self.parameters.pop("places", None)
+
+    def __call__(self, tensor: Tensor) -> Tensor:
+        """What the codes stand for, in the shape of the weight, whatever ``tensor`` holds."""
+        step = self._step * self.parameters["stretch"].exp()
+        values: Tensor = _OnLevels.apply(self._places, step, self._levels, self._middles)
+        return self._q.layout.join(values)
+
+    @torch.no_grad()
+    def rounded(self) -> QTensor:
+        """The codes and steps as they are now."""
+        layout, row = self._q.layout, self._q.qtype
+        codes = torch.bucketize(self._places, self._middles, out_int32=True) + row.qmin
+        scale = stored_scale(self._step * self.parameters["stretch"].exp(), row)
+        scale = scale.reshape(layout.parameter_shape)
+        return replace(self._q, codes=layout.join(codes.to(self._q.codes.dtype)), scale=scale)
+
+
+class _OnLevels(torch.autograd.Function):
+    """Rows, [channels, groups, length], on levels times a step for each, and their gradients in few passes."""
+
+    @staticmethod
+    def forward(ctx, places: Tensor, step: Tensor, levels: Tensor, middles: Tensor):  # type: ignore[no-untyped-def]
+        codes = torch.bucketize(places, middles, out_int32=True)
+        found = levels.index_select(0, codes.view(-1)).view_as(places)
+        ctx.save_for_backward((places >= levels[0]) & (places <= levels[-1]), found, step)
+        return found * step
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):  # type: ignore[no-untyped-def]
+        inside, found, step = ctx.saved_tensors
+        of_step = (gradient * found).sum(dim=-1, keepdim=True)
+        return (gradient * step).mul_(inside), of_step, None, None
 
 
 class LearnedBook:

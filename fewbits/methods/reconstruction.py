@@ -77,13 +77,13 @@ def reconstruct(
     before = _error(part, material)
     if not learned:
         return before, before
-    start = _copied(learned)
+    start = copied(learned)
     for _ in _descent(part, learned, material, spent, generator):
         pass
     after = _error(part, material)
     if after < before:
         return before, after
-    _restore(learned, start)
+    restore(learned, start)
     return before, before
 
 
@@ -91,20 +91,32 @@ def seconds(part: Part, learned: Sequence[Learned], material: Material, spent: S
     """How long :func:`reconstruct` will take, by one step of it behind another; nothing is changed."""
     if not learned:
         return 0.0
-    start = _copied(learned)
+    start = copied(learned)
     steps = _descent(part, learned, material, spent, torch.Generator())
     next(steps, None)
     begin = time.perf_counter()
     next(steps, None)
     each = time.perf_counter() - begin
-    _restore(learned, start)
+    restore(learned, start)
     return each * spent.steps
 
 
 def _descent(
     part: Part, learned: Sequence[Learned], material: Material, spent: Spent, generator: torch.Generator
 ) -> Iterator[None]:
-    """Steps of Adam, with rates that fall to nothing."""
+    """Steps on what the part gives for samples taken at random."""
+    energy = material.target.square().mean().clamp(min=1e-30)
+
+    def loss() -> Tensor:
+        chosen = torch.randint(len(material), (min(spent.batch, len(material)),), generator=generator)
+        output = part(material.mixed(chosen, generator))
+        return (output - material.target[chosen]).square().mean() / energy
+
+    return descent(loss, learned, spent)
+
+
+def descent(loss: Callable[[], Tensor], learned: Sequence[Learned], spent: Spent) -> Iterator[None]:
+    """Steps of Adam, with rates that fall to nothing; each makes less of what ``loss`` then gives, a scalar."""
     for one in learned:
         one.begin()
     groups = [
@@ -118,24 +130,23 @@ def _descent(
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: (1 + math.cos(math.pi * step / max(spent.steps, 1))) / 2
     )
-    energy = material.target.square().mean().clamp(min=1e-30)
     for _ in range(spent.steps):
-        chosen = torch.randint(len(material), (min(spent.batch, len(material)),), generator=generator)
-        output = part(material.mixed(chosen, generator))
-        loss = (output - material.target[chosen]).square().mean() / energy
+        found = loss()
         optimizer.zero_grad()
-        loss.backward()
+        found.backward()
         optimizer.step()
         schedule.step()
         yield
 
 
-def _copied(learned: Sequence[Learned]) -> list[Tensor]:
+def copied(learned: Sequence[Learned]) -> list[Tensor]:
+    """What is learned, as it is now, for :func:`restore`."""
     return [parameter.detach().clone() for one in learned for parameter in one.parameters.values()]
 
 
 @torch.no_grad()
-def _restore(learned: Sequence[Learned], start: Sequence[Tensor]) -> None:
+def restore(learned: Sequence[Learned], start: Sequence[Tensor]) -> None:
+    """As it was then."""
     parameters = (parameter for one in learned for parameter in one.parameters.values())
     for parameter, first in zip(parameters, start, strict=True):
         parameter.copy_(first)

@@ -4,21 +4,41 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fewbits.errors import InputError
 from fewbits.methods.rounding import round_weight
 from fewbits.modules.observe import Observed, static_products
 from fewbits.modules.products import DynamicProducts, FloatProducts, Products
+from fewbits.modules.recipes import suited
 from fewbits.modules.survey import Place, Survey, survey
 from fewbits.modules.weight import CodedWeight
+from fewbits.numerics import QTensor
 from fewbits.planning.recipe import Assignment, Recipe, assign
 
 SHOWN = 3  # names of layers left in float for one reason
 LEFT = "fewbits_left_in_float"  # a module's attribute: the names of what stays in float, and why
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """A module's weights as codes, rounded to nearest.
+
+    Attributes:
+        found: where they are.
+        assigned: what the recipe says of each layer.
+        codes: of weights, by name.
+        left: names of what stays in float, and why.
+    """
+
+    found: Survey
+    assigned: tuple[Assignment, ...]
+    codes: Mapping[str, QTensor]
+    left: Mapping[str, str]
 
 
 def converted(module: nn.Module, recipe: Recipe, observed: Mapping[str, Observed] | None = None) -> nn.Module:
@@ -30,34 +50,58 @@ def converted(module: nn.Module, recipe: Recipe, observed: Mapping[str, Observed
         observed: what meets each weight, by its name, for activations whose ranges are known in advance.
 
     Raises:
+        InputError: see :func:`rounded`.
+    """
+    return assembled(module, rounded(module, recipe), observed=observed)
+
+
+def rounded(module: nn.Module, recipe: Recipe) -> Rounded:
+    """The weights of a module rounded to nearest.
+
+    Raises:
         InputError: a module that cannot be quantized (see :func:`fewbits.modules.survey.survey`), a recipe that does
             not fit it, or NaN or infinity in a weight.
     """
     found = survey(module)
     if not found.info.layers and found.left:
         raise InputError(f"the module has nothing to quantize: {_why(found.left)}")
-    assigned = assign(recipe, found.info)
+    assigned = assign(suited(recipe, found.info), found.info)
     left = dict(found.left)
-    coded: dict[str, CodedWeight] = {}
-    with torch.no_grad():
-        for a in assigned:
-            if a.weights is None:
-                left[a.layer.name] = "the recipe keeps it in float"
+    codes: dict[str, QTensor] = {}
+    for a in assigned:
+        if a.weights is None:
+            left[a.layer.name] = "the recipe keeps it in float"
+            continue
+        for weight in a.layer.weights:
+            if weight.name in codes:
                 continue
-            for weight in a.layer.weights:
-                if weight.name in coded:
-                    continue
-                values = module.get_parameter(weight.name).detach()
-                q = round_weight(values, a.weights, weight.channel_axis, weight.name)
-                if q.nbytes >= values.nbytes:
-                    left[weight.name] = "too small to gain anything"
-                    continue
-                products = _products(weight.name, assigned, observed or {})
-                coded[weight.name] = CodedWeight.of(q, values.dtype, products)
-    if not coded:
+            values = module.get_parameter(weight.name).detach()
+            q = round_weight(values, a.weights, weight.channel_axis, weight.name)
+            if q.nbytes >= values.nbytes:
+                left[weight.name] = "too small to gain anything"
+                continue
+            codes[weight.name] = q
+    if not codes:
         raise InputError(f"recipe {recipe.name!r} leaves every layer of the module in float: {_why(left)}")
-    result = _copied(module, found, coded)
-    setattr(result, LEFT, left)
+    return Rounded(found, assigned, codes, left)
+
+
+def assembled(
+    module: nn.Module,
+    plan: Rounded,
+    floats: Mapping[str, Tensor] | None = None,
+    observed: Mapping[str, Observed] | None = None,
+) -> nn.Module:
+    """A copy of a module with codes for weights, and other numbers in parameters by name."""
+    coded = {}
+    for name, q in plan.codes.items():
+        products = _products(name, plan.assigned, observed or {})
+        coded[name] = CodedWeight.of(q, module.get_parameter(name).dtype, products)
+    result = _copied(module, plan.found, coded)
+    with torch.no_grad():
+        for name, value in (floats or {}).items():
+            result.get_parameter(name).copy_(value)
+    setattr(result, LEFT, dict(plan.left))
     return result
 
 

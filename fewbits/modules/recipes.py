@@ -4,12 +4,27 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 
 from fewbits.errors import InputError
 from fewbits.numerics import QType, find
 from fewbits.numerics.qtype import table
+from fewbits.planning.model_info import ModelInfo
 from fewbits.planning.recipe import INT8_CHANNEL, PRESETS, STORED, Recipe, Rule, preset, read_recipe
 from fewbits.planning.scheme import Per, Scheme
+
+GROUP = 32
+FEW = {
+    f"w{bits}": Recipe(
+        f"w{bits}",
+        (Rule("*", Scheme(f"normal{bits}", "group", GROUP, range="mse")),),
+        f"every weight in {bits} bits, a scale for {GROUP} of them; learned where there is data",
+        compensate=True,
+        learn=True,
+    )
+    for bits in (4, 3, 2)
+}
+"""Presets as a module's file can hold them; engines have no such formats, and get others by these names."""
 
 NAME = re.compile(r"w(?:(?P<bits>[2-7])|_(?P<qtype>[a-z]\w*?))(?:_g(?P<group>\d+))?")
 PATTERN = "w3_g64, w2_g32, w_nf4_g64, w_codebook4, w_ternary, w_binary, w_fp8_e4m3fn, ..."
@@ -31,7 +46,26 @@ def recipe_for(recipe: str | Recipe, exclude: Sequence[str] = ()) -> Recipe:
     return recipe.excluding(exclude) if exclude else recipe
 
 
+def suited(recipe: Recipe, info: ModelInfo) -> Recipe:
+    """A preset of few bits for that module: where groups do not divide a weight it has a scale per channel."""
+    known = FEW.get(recipe.name)
+    if known is None or known.rules[0] not in recipe.rules:
+        return recipe
+    grouped = known.rules[0]
+    assert grouped.weights is not None
+    whole = replace(grouped.weights, per="channel", group_size=None)
+    others = (
+        Rule(layer.name, whole)
+        for layer in info.layers
+        if any(len(one.shape) != 2 or one.shape[one.group_axis] % GROUP for one in layer.weights)
+    )
+    at = recipe.rules.index(grouped)
+    return replace(recipe, rules=(*recipe.rules[:at], *others, *recipe.rules[at:]))
+
+
 def _named(name: str) -> Recipe:
+    if name in FEW:
+        return FEW[name]
     if preset(name) is not None or name.endswith(".toml"):
         return read_recipe(name, tuple(row.name for row in table())).recipe
     match = NAME.fullmatch(name)

@@ -227,6 +227,13 @@ def log_row(bits: int) -> QType:
     return levels_row(f"log{bits}", bits, levels, scale_type="e8m0")
 
 
+def normal_row(bits: int) -> QType:
+    """Levels of least squared error for normally distributed numbers, in their standard deviation; bfloat16 scales."""
+    upper = _NORMAL[bits]
+    levels = (*(-level for level in reversed(upper)), *upper)
+    return levels_row(f"normal{bits}", bits, levels, scale_type="bf16")
+
+
 # Dettmers et al. 2023, QLoRA, arXiv:2305.14314, appendix E.
 _NF4 = (
     -1.0,
@@ -247,6 +254,13 @@ _NF4 = (
     1.0,
 )
 
+# Max 1960, "Quantizing for Minimum Distortion", table I: the upper halves for 4, 8 and 16 levels.
+_NORMAL = {
+    2: (0.4528, 1.510),
+    3: (0.2451, 0.7560, 1.344, 2.152),
+    4: (0.1284, 0.3881, 0.6568, 0.9424, 1.256, 1.618, 2.069, 2.733),
+}
+
 for _bits in (2, 3, 4, 5, 6, 7, 8, 16):
     register(int_row(_bits))
     register(uint_row(_bits))
@@ -265,6 +279,8 @@ register(float_row("mxfp8_e5m2", 5, 2, 15, "ieee", group_size=32, scale_type="e8
 register(float_row("mxfp4", 2, 1, 1, "none", group_size=32, scale_type="e8m0"))
 register(float_row("nvfp4", 2, 1, 1, "none", group_size=16, scale_type="fp8_e4m3fn", tensor_scale=True))
 register(levels_row("nf4", 4, _NF4))
+for _bits in _NORMAL:
+    register(normal_row(_bits))
 for _bits in (2, 3, 4, 5, 6, 7, 8):
     register(learned_row(_bits))
 for _bits in (3, 4, 5):
