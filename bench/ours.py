@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -93,11 +93,19 @@ def refusal(source: str, calibration: str, precision: str, out: str) -> list[str
 
 
 def fallbacks(source: str, calibration: str, scored: str, out: str) -> dict[str, Any]:
-    """Original, `w8a8` and what falling back made of it, in each engine: score, drop, and layers raised."""
-    import fewbits as fb
+    """Original, `w8a8` without equalization and what falling back made of it, in each engine.
 
+    Score, drop, and layers raised.
+    """
+    import fewbits as fb
+    from fewbits.planning.recipe import PRESETS, ResolvedRecipe, write_recipe
+
+    recipe = Path(_place(out)).with_suffix(".toml")
+    recipe.write_text(
+        write_recipe(ResolvedRecipe(replace(PRESETS["w8a8"], equalize=False))), encoding="utf-8"
+    )
     report = fb.compress(
-        source, calibration, eval=scored, recipe="w8a8", threads=THREADS, out=_place(out)
+        source, calibration, eval=scored, recipe=str(recipe), threads=THREADS, out=_place(out)
     ).report
     rows = []
     ways = {one.candidate: one for one in report.fallbacks}

@@ -11,6 +11,7 @@ from fewbits.engines.cpu import Cpu
 from fewbits.engines.engine import Engine, EngineSettings
 from fewbits.engines.targets import targets
 from fewbits.errors import InputError
+from fewbits.models.model import Model
 from fewbits.numerics import find
 from fewbits.planning.model_info import ModelInfo
 from fewbits.planning.plan import Plan
@@ -57,7 +58,8 @@ class Written:
     """A file that exists, with the plan it holds; None for the original.
 
     ``of_framework`` marks the original as a framework's own program, which runs for comparison only. ``others`` are the
-    file's signatures beside the main one that were rounded too, by name and as files of their own.
+    file's signatures beside the main one that were rounded too, by name and as files of their own. ``model`` is what
+    the plan is for: the original, or the same function with channels rescaled.
     """
 
     path: Path
@@ -66,6 +68,7 @@ class Written:
     bytes_by_dtype: Mapping[str, int] = field(default_factory=dict)
     of_framework: bool = False
     others: Mapping[str, Written] = field(default_factory=dict)
+    model: Model | None = None
 
 
 @dataclass(frozen=True)

@@ -164,6 +164,11 @@ def _resolved(recipe: str) -> ResolvedRecipe:
         raise InputError(
             f"recipe {resolved.recipe.name!r} is about activations too; a directory holds weights: take one such as w8"
         )
+    if resolved.recipe.equalize:
+        raise InputError(
+            f"recipe {resolved.recipe.name!r} has equalize, which is for .onnx files: a directory has no graph; leave "
+            "it out"
+        )
     if resolved.engine is not None:
         raise InputError(
             f"recipe {resolved.recipe.name!r} is for files of the engine {resolved.engine!r}; take one without"

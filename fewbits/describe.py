@@ -346,7 +346,7 @@ def _folded(file: Written) -> str | None:
 
 
 def _layers(run: Run, candidate: Candidate, plan: Plan) -> tuple[r.Layer, ...]:
-    errors = _output_errors(run, candidate.file.path)
+    errors = _output_errors(run, candidate.file)
     infos = {layer.name: layer for layer in run.model.info.layers}
     described = []
     for layer in plan.layers:
@@ -393,12 +393,14 @@ def _weight_sqnr(layer: LayerPlan) -> float | None:
     return 10 * np.log10(signal / noise) if noise and signal else None
 
 
-def _output_errors(run: Run, path: Path) -> Mapping[str, float]:
+def _output_errors(run: Run, file: Written) -> Mapping[str, float]:
     """SQNR of every layer's output in the saved file, dB, errors of the layers before it included."""
     tapped, plain = (run.folder / f"{name}.{run.model.format}" for name in ("tapped", "plain"))
-    names = run.model.layer_outputs(path, tapped)
-    originals = {layer.name: layer.output for layer in run.model.info.layers}
-    run.model.tapped([originals[name] for name in names], plain)
+    model = file.model
+    assert model is not None
+    names = model.layer_outputs(file.path, tapped)
+    originals = {layer.name: layer.output for layer in model.info.layers}
+    model.tapped([originals[name] for name in names], plain)
     sessions = [run.scoring.session(literal_session(one, run.threads)) for one in (plain, tapped)]
     signal: Counter[str] = Counter()
     noise: Counter[str] = Counter()

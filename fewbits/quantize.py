@@ -134,8 +134,8 @@ def simulate(
     Args:
         module: in float.
         data: calibrates: a tensor, a tuple or dict of forward's arguments, or an iterable of any of these.
-        recipe: with static activations, such as ``w8a8`` or ``w8a8_percentile``; see :func:`quantize`. Smoothing and
-            compensation are the main job's, and left out here.
+        recipe: with static activations, such as ``w8a8`` or ``w8a8_percentile``; see :func:`quantize`. Equalization,
+            smoothing and compensation are the main job's, and left out here.
         exclude: patterns of layer names or operators to keep in float.
 
     Raises:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 from fewbits.candidates import Candidate, Draft, Written, names_and_settings
 from fewbits.decide import decide
 from fewbits.engines.engine import EngineSettings, reads, yardstick
+from fewbits.equalize import find_rescalings
 from fewbits.errors import InputError
 from fewbits.fallback import Attempt, Fallback, fall_back, losing
 from fewbits.figures import Outcome
@@ -86,6 +88,7 @@ def try_in_turn(
     outcomes = list(originals)
     pointless: set[str] = set()
     stats: Stats | None = None
+    ready: dict[str, tuple[Run, Stats | None]] = {}
     learned: dict[str, Plan | None] = {}
     fallbacks: list[Fallback] = []
     with run.ending.keeping(lambda: len(outcomes) > len(originals)):
@@ -95,12 +98,15 @@ def try_in_turn(
                 stats = observe_for(run, planned)
                 run = replace(run, others=tuple(_observed(one, planned) for one in run.others))
             recipe = draft.recipe
+            if recipe.name not in ready:
+                ready[recipe.name] = equalized(run, draft, planned, stats)
+            scaled, seen = ready[recipe.name]
             if recipe.learn and recipe.name not in learned:
-                learned[recipe.name] = learn_for(run, draft, stats)
+                learned[recipe.name] = learn_for(scaled, draft, seen)
             with run.stage("write"):
                 run.progress("write", number, len(planned))
                 file, why_not = _written(
-                    run, draft, stats, run.folder / str(number), planned, learned.get(recipe.name)
+                    scaled, draft, seen, run.folder / str(number), planned, learned.get(recipe.name)
                 )
             if file is None:
                 run.notes.append(why_not)
@@ -113,7 +119,7 @@ def try_in_turn(
                     outcomes.append(scored(run, Candidate(name, file, settings), scoring))
                 run.reserve(len(outcomes))
         if most is not None and stats is not None:
-            _fall_back(run, outcomes, fallbacks, scoring, stats, most)
+            _fall_back(run, outcomes, fallbacks, scoring, ready, most)
     done = pointless | {one.candidate.name for one in outcomes}
     left = [name for names in ways for name in names if name not in done]
     if run.ending.early and most is not None:
@@ -153,7 +159,7 @@ def write(
     path = folder / run.model.artifact_name
     run.model.write(plan, path)
     others = _write_others(run, draft, plan, path)
-    return Written(path, draft, plan, run.model.read_back(path, plan), others=others)
+    return Written(path, draft, plan, run.model.read_back(path, plan), others=others, model=run.model)
 
 
 def _write_others(run: Run, draft: Draft, plan: Plan, path: Path) -> dict[str, Written]:
@@ -180,7 +186,8 @@ def _write_others(run: Run, draft: Draft, plan: Plan, path: Path) -> dict[str, W
     written = {}
     for other, mine, own in drafted:
         part = take_out(path, other.name, parts[other.name])
-        written[other.name] = Written(part, mine, own, other.run.model.read_back(part, own))
+        found = other.run.model.read_back(part, own)
+        written[other.name] = Written(part, mine, own, found, model=other.run.model)
     return written
 
 
@@ -229,6 +236,30 @@ def _decided(run: Run, draft: Draft, stats: Stats | None) -> Plan:
     return decide(draft.recipe, draft.assigned, placement, stats, draft.target, run.model.weight)
 
 
+def equalized(
+    run: Run, draft: Draft, planned: Sequence[Draft], stats: Stats | None
+) -> tuple[Run, Stats | None]:
+    """The run with the model that the draft's recipe rounds, and what is observed of that.
+
+    It is the same function as the original, with channels rescaled where the recipe says so and rounding gains by it.
+    """
+    if not draft.recipe.equalize or not run.model.info.links:
+        return run, stats
+    with run.stage("equalize"), one_torch_thread():
+        found = find_rescalings(run.model, draft.assigned, stats)
+        if not found:
+            return run, stats
+        scaled = replace(run, model=run.model.rescaled(found))
+    most = max(one.gain for one in found)
+    run.notes.append(
+        f"recipe {draft.recipe.name!r}: channels rescaled between {len(found)} pairs of layers, for up to "
+        f"{10 * math.log10(most):.0f} dB less noise there; the same function in float"
+    )
+    if stats is not None:
+        stats = observe_for(scaled, [one for one in planned if one.recipe.name == draft.recipe.name])
+    return scaled, stats
+
+
 def observe_for(run: Run, planned: Sequence[Draft]) -> Stats | None:
     """Stream the calibration data through the float model once, for every file that gains by it."""
     wanted = [run.model.wanted(draft.assigned, draft.target) for draft in planned if draft.recipe.uses_data]
@@ -257,13 +288,20 @@ def observe_for(run: Run, planned: Sequence[Draft]) -> Stats | None:
 
 
 def _fall_back(
-    run: Run, outcomes: Sequence[Outcome], found: list[Fallback], scoring: Scoring, stats: Stats, most: float
+    run: Run,
+    outcomes: Sequence[Outcome],
+    found: list[Fallback],
+    scoring: Scoring,
+    ready: Mapping[str, tuple[Run, Stats | None]],
+    most: float,
 ) -> None:
     """Where static files lose more than is allowed, raise their layers until one does not."""
     assert run.calibration is not None
     with run.stage("fall back"):
         for start in losing(outcomes, scoring.drop, most):
             run.ending.check()
+            scaled, stats = ready[start.candidate.recipe]
+            assert stats is not None
             place = run.folder / f"raised-{len(found)}"
             place.mkdir()
 
@@ -272,8 +310,8 @@ def _fall_back(
                 run.progress("fall back", done, total)
 
             with one_torch_thread():
-                errors = sensitivity(run.model, start.candidate, stats, run.calibration, place, progress)
-            attempt = _attempts(run, start, scoring, stats, place)
+                errors = sensitivity(scaled.model, start.candidate, stats, run.calibration, place, progress)
+            attempt = _attempts(scaled, start, scoring, stats, place)
             way = fall_back(start, errors, attempt, scoring.drop, most, run.ending)
             if way.steps:
                 found.append(way)

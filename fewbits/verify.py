@@ -60,11 +60,11 @@ class Checker:
         )
 
     def _expected(self, candidate: Candidate) -> list[np.ndarray]:
-        path, plan = candidate.file.path, candidate.file.plan
-        assert plan is not None
+        path, plan, model = candidate.file.path, candidate.file.plan, candidate.file.model
+        assert plan is not None and model is not None
         if path not in self._spelled_out:
             spelled = self.folder / f"spelled_out.{self.model.format}"
-            self.model.spell_out(plan, spelled)
+            model.spell_out(plan, spelled)
             self._spelled_out[path] = self._run(literal_session(spelled, 1))
             spelled.unlink()
         return self._spelled_out[path]

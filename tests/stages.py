@@ -74,14 +74,15 @@ def write_files(
     run.notes.extend(passed_over)
     planned = trying.different(run, planned)
     stats = trying.observe_for(run, planned)
-    learned = {}
-    for draft in planned:
-        if draft.recipe.learn and draft.recipe.name not in learned:
-            learned[draft.recipe.name] = trying.learn_for(run, draft, stats)
-    files = [
-        trying.write(run, draft, stats, folder / str(number), learned.get(draft.recipe.name))
-        for number, draft in enumerate(planned)
-    ]
+    learned, ready, files = {}, {}, []
+    for number, draft in enumerate(planned):
+        name = draft.recipe.name
+        if name not in ready:
+            ready[name] = trying.equalized(run, draft, planned, stats)
+        scaled, seen = ready[name]
+        if draft.recipe.learn and name not in learned:
+            learned[name] = trying.learn_for(scaled, draft, seen)
+        files.append(trying.write(scaled, draft, seen, folder / str(number), learned.get(name)))
     return Files(run, [one for one in files if one is not None])
 
 

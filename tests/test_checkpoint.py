@@ -717,6 +717,10 @@ def test_arguments_that_are_wrong(arguments, said, refused, place):
         ),
         (RULE.format(match="nowhere", qtype="int8"), "the rule 'nowhere' matches no layer"),
         ("smooth = true\n" + RULE.format(match="*", qtype="int8"), "is about activations too"),
+        (
+            "equalize = true\n" + RULE.format(match="*", qtype="int8"),
+            "a directory has no graph; leave it out",
+        ),
     ],
 )
 def test_recipes_that_do_not_fit(toml, said, refused, place):

@@ -12,6 +12,7 @@ import numpy as np
 from fewbits.errors import InputError
 from fewbits.models.network import Network
 from fewbits.named import is_named
+from fewbits.planning.equalization import Rescaling
 from fewbits.planning.model_info import ModelInfo
 from fewbits.planning.plan import Placement, Plan
 from fewbits.planning.recipe import Assignment
@@ -94,6 +95,10 @@ class Model(Protocol):
 
         Open axes other than that of the samples have ``size`` elements. Looking up an embedding multiplies nothing.
         """
+        ...
+
+    def rescaled(self, found: Collection[Rescaling]) -> Model:
+        """The same function with channels between some layers rescaled; only for its own links."""
         ...
 
     def layer_outputs(self, path: Path, tapped: Path) -> Mapping[str, str]:

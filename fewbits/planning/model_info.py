@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from fewbits.planning.equalization import Link
+
 Dim = int | str
 """A size, or the name of a dynamic axis."""
 
@@ -119,6 +121,7 @@ class ModelInfo:
         in_codes: how many layers came quantized; they stay as they are and are not listed.
         float_only: operators that stand in the way of a file that computes on integers alone.
         signatures: names of the file's functions; all else here is about the first.
+        links: pairs of layers between which channels may be rescaled.
     """
 
     inputs: tuple[TensorInfo, ...]
@@ -127,6 +130,7 @@ class ModelInfo:
     in_codes: int = 0
     float_only: tuple[FloatOnly, ...] = ()
     signatures: tuple[str, ...] = ()
+    links: tuple[Link, ...] = ()
 
     def layer(self, name: str) -> LayerInfo:
         """The layer of that name; KeyError where there is none."""

@@ -43,10 +43,12 @@ class Rule:
 class Recipe:
     """Ordered rules, and where they come from.
 
+    ``equalize`` makes channels between two layers equally large before rounding, where that should at least halve the
+    noise; it needs no data, and is better with some.
     ``smooth`` migrates activation outliers into the weights of linear layers before rounding.
     ``compensate`` rounds weights so that they make up for each other's errors, and takes what mean error is left
     out of the bias of static layers. ``learn`` learns codes, steps and biases block by block, so that blocks give what
-    they gave in float. All need data.
+    they gave in float. These need data.
     ``io`` is what a file whose operators hand codes to each other takes and gives: floats, or the codes themselves.
     ``float_fallback``: what such a file's engine cannot compute on codes stays in float; otherwise it is an error.
     """
@@ -59,6 +61,7 @@ class Recipe:
     learn: bool = False
     io: IO = "float"
     float_fallback: bool = False
+    equalize: bool = False
 
     @property
     def needs_data(self) -> bool:
@@ -218,7 +221,7 @@ INT8_CHANNEL_MSE = Scheme("int8", per="channel", range="mse")
 def _w8a8(name: str, kind: RangeKind, description: str) -> Recipe:
     activations = Scheme("uint8", symmetric=False, range=kind)
     rules = (Rule("Gather", INT8_CHANNEL), Rule("*", INT8_CHANNEL, activations))
-    return Recipe(name, rules, description, smooth=True, compensate=True)
+    return Recipe(name, rules, description, smooth=True, compensate=True, equalize=True)
 
 
 def _low(weight_bits: int, activation_bits: int) -> Recipe:
@@ -359,6 +362,7 @@ class _RecipeFile(BaseModel):
     smooth: bool = False
     compensate: bool = False
     learn: bool = False
+    equalize: bool = False
     effort: Effort | None = None
     io: IO = "float"
     float_fallback: bool = False
@@ -452,6 +456,7 @@ def read_recipe(name_or_path: str, weights: Sequence[str] = WEIGHT_QTYPES) -> Re
         parsed.learn,
         parsed.io,
         parsed.float_fallback,
+        parsed.equalize,
     )
     return ResolvedRecipe(
         recipe, parsed.engine, parsed.precision, parsed.placement, parsed.seed, parsed.effort
@@ -485,6 +490,7 @@ def write_recipe(resolved: ResolvedRecipe) -> str:
     document["smooth"] = recipe.smooth
     document["compensate"] = recipe.compensate
     document["learn"] = recipe.learn
+    document["equalize"] = recipe.equalize
     if recipe.io != "float":
         document["io"] = recipe.io
     if recipe.float_fallback:

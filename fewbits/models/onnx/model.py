@@ -13,6 +13,7 @@ from fewbits.models.model import Wanted
 from fewbits.models.onnx.apply import apply, spell_out
 from fewbits.models.onnx.bodies import all_nodes
 from fewbits.models.onnx.codes import count_layers_in_codes
+from fewbits.models.onnx.equalize import find_links, rescale
 from fewbits.models.onnx.fold import fold
 from fewbits.models.onnx.layers import check_weights, find_layers
 from fewbits.models.onnx.load import OnnxSource, constants, graph_and_functions, load
@@ -21,6 +22,7 @@ from fewbits.models.onnx.place import place
 from fewbits.models.onnx.verify import bytes_by_dtype, read_back
 from fewbits.models.onnx.work import multiplications
 from fewbits.models.onnx.write import write
+from fewbits.planning.equalization import Rescaling
 from fewbits.planning.model_info import ModelInfo
 from fewbits.planning.plan import Placement, Plan
 from fewbits.planning.recipe import Assignment
@@ -40,7 +42,8 @@ class OnnxModel:
         self.source, self.folded = source, folded
         self.path = source.path
         in_codes = count_layers_in_codes(all_nodes(folded.graph))
-        self.info = ModelInfo(source.inputs, source.outputs, layers, in_codes)
+        links = tuple(find_links(folded.graph, layers))
+        self.info = ModelInfo(source.inputs, source.outputs, layers, in_codes, links=links)
         self.sha256, self.size_bytes = source.sha256, source.size_bytes
         self.artifact_name = f"{source.path.stem}.onnx"
         self.opset = source.model.opset_imports.get("")
@@ -106,6 +109,12 @@ class OnnxModel:
     def multiplications(self, size: int) -> Mapping[str, int | None]:
         """What each layer multiplies; see :func:`fewbits.models.onnx.work.multiplications`."""
         return multiplications(self.folded, self.info.layers, size)
+
+    def rescaled(self, found: Collection[Rescaling]) -> OnnxModel:
+        """The same function with channels between some layers rescaled."""
+        copy = self.folded.clone()
+        rescale(copy.graph, self.info.layers, found)
+        return OnnxModel(self.source, copy)
 
     def layer_outputs(self, path: Path, tapped: Path) -> Mapping[str, str]:
         """Write a written file with its layers' outputs as further outputs; their names in it, by layer."""

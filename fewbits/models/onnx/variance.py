@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fewbits.models.onnx.constants import constant
+from fewbits.models.onnx.constants import constant, reduced_axes, scalar
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -75,7 +75,7 @@ def _root(value: ir.Value | None) -> ir.Value | None:
         return None
     if node.op_type == "Mul" and node.inputs[0] is node.inputs[1]:
         return node.inputs[0]
-    return node.inputs[0] if node.op_type == "Pow" and _scalar(node.inputs[1]) == 2 else None
+    return node.inputs[0] if node.op_type == "Pow" and scalar(node.inputs[1]) == 2 else None
 
 
 def _mean(value: ir.Value | None) -> _Mean | None:
@@ -83,17 +83,17 @@ def _mean(value: ir.Value | None) -> _Mean | None:
     factor = None
     if node is not None and node.op_type in ("Mul", "Div"):
         sides = [0] if node.op_type == "Div" else [0, 1]
-        side = next((i for i in sides if _scalar(node.inputs[1 - i]) is not None), None)
+        side = next((i for i in sides if scalar(node.inputs[1 - i]) is not None), None)
         if side is None:
             return None
-        constant = _scalar(node.inputs[1 - side])
+        constant = scalar(node.inputs[1 - side])
         assert constant is not None
         factor = constant if node.op_type == "Mul" else 1 / constant if constant else math.inf
         scaled = node.inputs[side]
         node = None if scaled is None else scaled.producer()
     if node is None or node.op_type != ("ReduceMean" if factor is None else "ReduceSum"):
         return None
-    of, axes = node.inputs[0], _axes(node)
+    of, axes = node.inputs[0], reduced_axes(node)
     if of is None or of.shape is None or not axes:
         return None
     if factor is not None:
@@ -102,22 +102,6 @@ def _mean(value: ir.Value | None) -> _Mean | None:
             return None
     keepdims = node.attributes.get("keepdims")
     return _Mean(node, of, axes, keepdims is None or bool(keepdims.as_int()))
-
-
-def _axes(node: ir.Node) -> tuple[int, ...] | None:
-    """Those that are reduced, from 0 on; None where they are not known."""
-    of = node.inputs[0]
-    given = node.inputs[1] if len(node.inputs) > 1 else None
-    attribute = node.attributes.get("axes")
-    if of is None or of.shape is None:
-        return None
-    if attribute is not None:
-        axes = list(attribute.as_ints())
-    elif given is not None and given.const_value is not None:
-        axes = given.const_value.numpy().reshape(-1).tolist()
-    else:
-        return None
-    return tuple(sorted(axis % len(of.shape) for axis in axes))
 
 
 def _unsqueezed(
@@ -134,9 +118,3 @@ def _unsqueezed(
         inputs.append(constant(graph, f"{name}_axes", np.array(axes, np.int64)))
     graph.insert_before(before, ir.node("Unsqueeze", inputs, attributes, outputs=[result]))
     return result
-
-
-def _scalar(value: ir.Value | None) -> float | None:
-    if value is None or value.const_value is None or value.const_value.size != 1:
-        return None
-    return float(value.const_value.numpy().reshape(-1)[0])

@@ -21,6 +21,7 @@ from fewbits.models.tflite.signatures import signatures
 from fewbits.models.tflite.types import INT4, INT8, UINT8
 from fewbits.models.tflite.verify import bytes_by_dtype, read_back
 from fewbits.models.tflite.work import multiplications
+from fewbits.planning.equalization import Rescaling
 from fewbits.planning.model_info import ModelInfo
 from fewbits.planning.plan import Placement, Plan
 from fewbits.planning.recipe import Assignment
@@ -116,6 +117,11 @@ class TFLiteModel:
     def multiplications(self, size: int) -> Mapping[str, int | None]:
         """What each layer multiplies; see :func:`fewbits.models.tflite.work.multiplications`."""
         return multiplications(self.graph, self.info.layers)
+
+    def rescaled(self, found: Collection[Rescaling]) -> TFLiteModel:
+        """Itself: it has no links."""
+        assert not found
+        return self
 
     def layer_outputs(self, path: Path, tapped: Path) -> Mapping[str, str]:
         """Write a written file with its layers' outputs as further outputs; their names in it, by layer."""
