@@ -30,19 +30,21 @@ def compensated(weight: Tensor, moment: Tensor, scale: Tensor, nearest: Callable
         nearest: the level nearest to each of some numbers of steps, float32 of any shape, which it may overwrite.
 
     Returns:
-        float32 [m, k], levels, in steps; of each row, those rounded to nearest where they do no worse.
+        float32 [m, k], levels, in steps; of each row, those rounded to nearest where they do no worse. Weights that are
+        zero stay as near to it as a level is: somebody pruned them.
     """
     scale = scale.expand_as(weight)
     order = torch.argsort(moment.diagonal() * scale.square().mean(dim=0), descending=True)
     factor = _inverse_factor(moment[order][:, order])
     left = weight[:, order].T.contiguous()  # [k, m]: a column of the weight is a row here
     steps = scale[:, order].T.contiguous()
+    present = left != 0
     levels = torch.empty_like(left)
     for start in range(0, len(left), BLOCK):
         end = min(start + BLOCK, len(left))
         errors = torch.empty_like(left[start:end])
         for i in range(start, end):
-            levels[i] = nearest(left[i] / steps[i])
+            levels[i] = nearest(left[i] / steps[i] * present[i])
             errors[i - start] = (left[i] - levels[i] * steps[i]) / factor[i, i]
             left[i + 1 : end] -= factor[i, i + 1 : end, None] * errors[i - start]
         left[end:] -= factor[start:end, end:].T @ errors

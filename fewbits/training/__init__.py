@@ -4,15 +4,29 @@ from typing import Any
 
 _HOMES = {
     "Epoch": "loop",
+    "Masks": "masks",
     "Objective": "objective",
     "QatModule": "qat_module",
     "distillation": "distil",
     "fit": "loop",
+    "keep_zeros": "masks",
+    "prune": "masks",
     "qat": "qat_module",
     "supervised": "objective",
 }
 
-__all__ = ["Epoch", "Objective", "QatModule", "distillation", "fit", "qat", "supervised"]
+__all__ = [
+    "Epoch",
+    "Masks",
+    "Objective",
+    "QatModule",
+    "distillation",
+    "fit",
+    "keep_zeros",
+    "prune",
+    "qat",
+    "supervised",
+]
 
 
 def __getattr__(name: str) -> Any:

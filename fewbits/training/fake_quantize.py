@@ -29,9 +29,11 @@ class TrainedWeight(nn.Module):
     Attributes:
         weight: float32 parameter, the values in the layout [channels, groups, length] of the codes.
         stretch: float32 parameter, the logarithm of what each step has been multiplied by.
+        kept: bool, False where the weight came as zero, as pruning left it; it stays zero.
     """
 
     first: Tensor
+    kept: Tensor
 
     def __init__(self, values: Tensor, q: QTensor, low: int, high: int) -> None:
         super().__init__()
@@ -41,9 +43,11 @@ class TrainedWeight(nn.Module):
         # Each value in the cell of its code. Where the plan rounded another way, to make up for others, it is the
         # middle: at the border all of them would change their codes at once in the first step.
         middle = q.layout.split(q.codes).float()
-        places = q.layout.split(values) / self.first
-        kept = (places - middle).abs() < CELL
-        self.weight = nn.Parameter(torch.where(kept, places, middle) * self.first)
+        values = q.layout.split(values)
+        self.register_buffer("kept", values != 0)
+        places = values / self.first
+        inside = (places - middle).abs() < CELL
+        self.weight = nn.Parameter(torch.where(inside, places, middle) * self.first)
         self.stretch = nn.Parameter(torch.zeros_like(self.first))
 
     @property
@@ -53,7 +57,7 @@ class TrainedWeight(nn.Module):
         return self.first * _scaled(self.stretch, (count * self._high) ** -0.5).exp()
 
     def _codes(self, step: Tensor) -> Tensor:
-        places = (self.weight / step).clamp(self._low, self._high)
+        places = torch.where(self.kept, self.weight / step, 0.0).clamp(self._low, self._high)
         return straight_through(places.round(), places)
 
     def forward(self, tensor: Tensor) -> Tensor:

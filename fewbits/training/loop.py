@@ -46,6 +46,7 @@ def fit(
     optimizer: torch.optim.Optimizer | None = None,
     lr: float = 1e-3,
     precision: Precision = "f32",
+    schedule: Callable[[float], None] | None = None,
     validate: Callable[[nn.Module], float] | None = None,
     checkpoint: str | Path | None = None,
     seed: int = 0,
@@ -66,6 +67,8 @@ def fit(
         lr: its rate at the beginning, for an optimizer made here.
         precision: of the forward pass: ``f32``; ``bf16`` or ``fp16`` by torch.amp, the latter on CUDA only, with its
             loss scaled. Weights and their updates stay in float32.
+        schedule: called before each batch, and at the end of each epoch, with the part of the run that is done, 0 to 1;
+            see :func:`prune`.
         validate: gives a score after each epoch; the module is then in eval mode.
         checkpoint: a file to go on from, written after each epoch.
         seed: of dropout and of the order of samples.
@@ -98,7 +101,10 @@ def fit(
         start, total, count = time.perf_counter(), 0.0, 0
         size = len(data) if isinstance(data, Sized) else 0
         for inputs, targets in data:
-            _set_rates(optimizer, (number - 1 + count / max(size, count + 1)) / epochs)
+            behind = (number - 1 + count / max(size, count + 1)) / epochs
+            _set_rates(optimizer, behind)
+            if schedule is not None:
+                schedule(behind)
             inputs, targets = _moved(inputs, device), _moved(targets, device)
             with torch.autocast(device.type, _DTYPES[precision], enabled=precision != "f32"):
                 loss = objective(module, inputs, targets)
@@ -113,6 +119,8 @@ def fit(
             progress(f"epoch {number} of {epochs}", count, size)
         if not count:
             raise InputError("there is no data: the loader gave no batch; a generator serves one epoch only")
+        if schedule is not None:
+            schedule(number / epochs)
         seconds = time.perf_counter() - start
         done.append(Epoch(number, total / count, seconds, _validated(module, validate)))
         if checkpoint is not None:

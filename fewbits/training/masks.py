@@ -1,0 +1,187 @@
+"""Weights that are zero and stay zero, whichever loop trains them: masks on layers, at once or step by step."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from fewbits.errors import InputError
+from fewbits.methods.pruning import checked_sparsity, gradual_sparsity, magnitude_masks, n_of_m_mask
+
+Layer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
+UPDATES = 100  # how often masks grow in a whole run: finding them sorts every weight
+
+
+def prune(
+    module: nn.Module,
+    sparsity: float | None = None,
+    *,
+    pattern: str | None = None,
+    over: tuple[float, float] | None = None,
+    across: Literal["layer", "model"] = "layer",
+    exclude: Sequence[str] = (),
+) -> Masks:
+    """Put masks on the weights of a module's linear and convolutional layers, in place; the smallest become zero.
+
+    Masks are parametrizations of torch: every loop and optimizer trains what is left, ``state_dict`` holds them, copies
+    have them. :meth:`Masks.bake` leaves plain layers with zeros in them.
+
+    Args:
+        module: its classes ``nn.Linear`` and ``nn.Conv1d`` to ``nn.Conv3d`` are pruned.
+        sparsity: the share of each layer's weights that become zero (of all together where ``across`` is ``"model"``).
+        pattern: ``"2:4"`` and its like, instead: of every 4 neighbours along the inputs, 2 stay.
+        over: from which to which part of a run the share grows, as (0, 0.5); give what comes back to ``fit`` as
+            ``schedule``. At once where None. See :func:`fewbits.methods.pruning.gradual_sparsity`.
+        across: what the smallest weights are found among.
+        exclude: patterns of layer names to leave alone.
+
+    Raises:
+        InputError: neither or both of sparsity and pattern, values out of range, a pattern that does not fit (every
+            such layer is listed), nothing to prune, a weight that two layers share, or one that has a mask already.
+    """
+    if (sparsity is None) == (pattern is None):
+        raise InputError("prune: give either a sparsity, such as 0.8, or a pattern, such as '2:4'")
+    if over is not None and (pattern is not None or not 0 <= over[0] < over[1] <= 1):
+        raise InputError(
+            f"prune: over is {over} with {'a pattern' if pattern else 'a sparsity'}; give two rising parts of the run "
+            "from 0 to 1, and a sparsity: patterns are put on at once"
+        )
+    if across not in ("layer", "model"):
+        raise InputError(f"prune: across is {across!r}; allowed are 'layer' and 'model'")
+    layers = _layers(module, exclude)
+    if pattern is not None:
+        masks = _patterned(layers, pattern)
+    else:
+        assert sparsity is not None
+        checked_sparsity(sparsity)
+        masks = {name: torch.ones_like(layer.weight, dtype=torch.bool) for name, layer in layers.items()}
+    found = Masks(_masked(layers, masks), sparsity, over, across == "model")
+    if over is None:
+        found(1.0)
+    return found
+
+
+def keep_zeros(module: nn.Module) -> Masks:
+    """Put masks on every layer that has zeros among its weights, in place, so that further training leaves them.
+
+    Raises:
+        InputError: no layer has any.
+    """
+    layers = _layers(module, ())
+    masks = {name: layer.weight != 0 for name, layer in layers.items() if not bool(layer.weight.all())}
+    if not masks:
+        raise InputError(
+            "keep_zeros: no linear or convolutional layer has a weight that is zero; prune it first"
+        )
+    return Masks(_masked(layers, masks), None, None, False)
+
+
+class Masks:
+    """The masks of a module; called with the part of a run that is done, they grow as their schedule says."""
+
+    def __init__(
+        self,
+        masked: dict[str, tuple[Layer, Mask]],
+        sparsity: float | None,
+        over: tuple[float, float] | None,
+        together: bool,
+    ) -> None:
+        self._masked, self._sparsity, self._over, self._together = masked, sparsity, over, together
+
+    def __call__(self, done: float) -> None:
+        """Grow to what the schedule says for this part of the run, 0 to 1; once zero, a weight stays zero."""
+        update = int(done * UPDATES)
+        if self._sparsity is None or all(int(mask.update) >= update for _, mask in self._masked.values()):
+            return
+        begin, end = self._over or (0.0, 0.0)
+        share = gradual_sparsity(update / UPDATES, self._sparsity, begin, end)
+        weights = [layer.weight for layer, _ in self._masked.values()]
+        groups = [weights] if self._together else [[weight] for weight in weights]
+        kept = [one for group in groups for one in magnitude_masks(group, share)]
+        for (_, mask), new in zip(self._masked.values(), kept, strict=True):
+            mask.kept.logical_and_(new)
+            mask.update.fill_(update)
+
+    @property
+    def sparsity(self) -> float:
+        """The share of weights that are zero in the layers that have masks."""
+        kept = [mask.kept for _, mask in self._masked.values()]
+        return 1 - sum(int(one.sum()) for one in kept) / sum(one.numel() for one in kept)
+
+    def bake(self) -> None:
+        """Take the masks off; weights are plain parameters again, with zeros in them."""
+        for layer, _ in self._masked.values():
+            parametrize.remove_parametrizations(layer, "weight")
+
+
+class Mask(nn.Module):
+    """Zeros where ``kept`` (bool, the weight's shape) is False; they get no gradients.
+
+    ``update`` counts how far its schedule has come.
+    """
+
+    kept: Tensor
+    update: Tensor
+
+    def __init__(self, kept: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("kept", kept)
+        self.register_buffer("update", torch.tensor(-1, device=kept.device))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """The weight with its zeros."""
+        return torch.where(self.kept, weight, 0.0)
+
+
+def _layers(module: nn.Module, exclude: Sequence[str]) -> dict[str, Layer]:
+    """The layers to prune by name."""
+    every = {name: layer for name, layer in module.named_modules() if isinstance(layer, Layer)}
+    unused = [one for one in exclude if not any(fnmatchcase(name, one) for name in every)]
+    if unused:
+        raise InputError(f"exclude: {unused[0]!r} matches no layer; there are {', '.join(every)}")
+    chosen = {
+        name: layer for name, layer in every.items() if not any(fnmatchcase(name, one) for one in exclude)
+    }
+    if not chosen:
+        raise InputError(
+            f"there is nothing to prune: no linear or convolutional layer in {type(module).__name__}"
+            f"{', but for those excluded' if every else ''}; a module from qat is pruned before it goes there"
+        )
+    for name, layer in chosen.items():
+        if parametrize.is_parametrized(layer, "weight"):
+            raise InputError(f"layer {name!r}: its weight is parametrized already; bake() its masks first")
+    users = Counter(
+        id(layer.weight) for layer in module.modules() if isinstance(getattr(layer, "weight", None), Tensor)
+    )
+    for name, layer in chosen.items():
+        if users[id(layer.weight)] > 1:
+            raise InputError(f"layer {name!r}: its weight is another layer's too; leave it out with exclude")
+    return chosen
+
+
+def _patterned(layers: dict[str, Layer], pattern: str) -> dict[str, Tensor]:
+    found = re.fullmatch(r"(\d+):(\d+)", pattern)
+    if found is None:
+        raise InputError(f"prune: pattern is {pattern!r}; give N:M, such as '2:4'")
+    n, m = int(found[1]), int(found[2])
+    odd = [name for name, layer in layers.items() if m and layer.weight.shape[1] % m]
+    if odd:
+        raise InputError(
+            f"prune: {pattern} does not fit layers whose inputs are no multiple of {m}: {', '.join(odd)}; "
+            "leave them out with exclude"
+        )
+    return {name: n_of_m_mask(layer.weight, n, m) for name, layer in layers.items()}
+
+
+def _masked(layers: dict[str, Layer], kept: dict[str, Tensor]) -> dict[str, tuple[Layer, Mask]]:
+    made = {name: (layers[name], Mask(places)) for name, places in kept.items()}
+    for layer, mask in made.values():
+        parametrize.register_parametrization(layer, "weight", mask)
+    return made

@@ -1,0 +1,132 @@
+"""Weights that are zero stay zero: through training, files, rounding and export."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+from torch import nn
+
+from fewbits.errors import InputError
+from fewbits.training import fit, keep_zeros, prune, qat
+
+INNER = ["inner", "last"]  # the first layer has one input channel: no 2:4
+
+
+def zeros(net):
+    return {name: (getattr(net, name).weight == 0) for name in INNER}
+
+
+def same(a, b):
+    return all(torch.equal(a[name], b[name]) for name in INNER)
+
+
+def test_half_of_a_net_is_enough_for_digits(digits):
+    exact = digits.accuracy(digits.net)
+    masks = prune(digits.net, 0.5, over=(0.0, 0.5))
+    seen = []
+
+    def schedule(done):
+        masks(done)
+        seen.append(masks.sparsity)
+
+    fit(digits.net, digits.batches, epochs=3, lr=5e-3, schedule=schedule)
+    assert seen[0] == 0 and seen == sorted(seen) and len(set(seen)) > 10
+    assert seen[len(seen) // 2] == pytest.approx(0.5, abs=0.02)
+    assert masks.sparsity == pytest.approx(0.5, abs=1e-3)
+    for name in ("first", *INNER):
+        assert float((getattr(digits.net, name).weight == 0).float().mean()) == pytest.approx(0.5, abs=0.01)
+    assert digits.accuracy(digits.net) > exact - 3
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.Adam, torch.optim.SGD])
+def test_zeros_stay_whatever_trains_them(digits, optimizer):
+    options = {"momentum": 0.9} if optimizer is torch.optim.SGD else {}
+    masks = prune(digits.net, pattern="2:4", exclude=["first"])
+    before = zeros(digits.net)
+    trained = optimizer(digits.net.parameters(), lr=0.01, weight_decay=0.01, **options)
+    fit(digits.net, digits.batches, epochs=1, optimizer=trained)
+    assert same(zeros(digits.net), before)
+    masks.bake()
+    assert same(zeros(digits.net), before) and masks.sparsity == 0.5
+    rows = before["inner"].movedim(1, -1).reshape(-1, 4)
+    assert bool((rows.sum(1) == 2).all())
+    assert type(digits.net.inner) is nn.Conv2d
+    keep_zeros(digits.net)
+    fit(digits.net, digits.batches, epochs=1)
+    assert same(zeros(digits.net), before)
+
+
+def test_masks_are_saved_loaded_and_copied(digits, tmp_path):
+    fresh = copy.deepcopy(digits.net)
+    prune(digits.net, 0.6, across="model")
+    before = zeros(digits.net)
+    torch.save(digits.net.state_dict(), tmp_path / "net.pt")
+    prune(fresh, 0.1)
+    fresh.load_state_dict(torch.load(tmp_path / "net.pt"))
+    for net in (fresh, copy.deepcopy(digits.net)):
+        fit(net, digits.batches, epochs=1)
+        assert same(zeros(net), before)
+
+
+def test_an_interrupted_schedule_ends_where_it_would_have_ended(digits, tmp_path):
+    def run(net, **more):
+        fit(net, digits.batches, epochs=3, schedule=prune(net, 0.8, over=(0.1, 0.9)), **more)
+        return net.state_dict()
+
+    def interrupt(stage, done, total):
+        if stage == "epoch 3 of 3":
+            raise KeyboardInterrupt
+
+    wanted = run(copy.deepcopy(digits.net))
+    path = tmp_path / "run.pt"
+    with pytest.raises(KeyboardInterrupt):
+        run(copy.deepcopy(digits.net), checkpoint=path, progress=interrupt)
+    got = run(copy.deepcopy(digits.net), checkpoint=path)
+    assert all(torch.equal(got[name], value) for name, value in wanted.items())
+
+
+@pytest.mark.parametrize("baked", [False, True])
+def test_zeros_are_zeros_in_the_file(digits, baked, tmp_path):
+    masks = prune(digits.net, 0.7)
+    before = zeros(digits.net)
+    if baked:
+        masks.bake()
+    student = qat(digits.net, "w8a8", digits.calibration)
+    fit(student, digits.batches, epochs=1, lr=5e-3)
+    path = student.export(tmp_path / "m.onnx")
+    arrays = {one.name: numpy_helper.to_array(one) for one in onnx.load(path).graph.initializer}
+    codes = {array.size: array for array in arrays.values() if array.dtype == np.int8 and array.size > 1}
+    for name in INNER:
+        expected = before[name].numpy()
+        found = codes[expected.size]
+        found = found if found.shape == expected.shape else found.T
+        assert bool((found[expected] == 0).all()), "the zero point of weights is zero"
+        assert float((found == 0).mean()) < 0.85
+
+
+def test_what_is_refused(digits):
+    def refused(said, *arguments, module=digits.net, **more):
+        with pytest.raises(InputError, match=said):
+            prune(module, *arguments, **more)
+
+    refused("either a sparsity")
+    refused("either a sparsity", 0.5, pattern="2:4")
+    refused("sparsity is -1", -1)
+    refused("patterns are put on at once", pattern="2:4", over=(0, 0.5))
+    refused(r"over is \(0.5, 0.2\)", 0.5, over=(0.5, 0.2))
+    refused("2:4 does not fit layers whose inputs are no multiple of 4: first", pattern="2:4")
+    refused("pattern is 'two of four'", pattern="two of four")
+    refused("'middle' matches no layer; there are first, inner, last", 0.5, exclude=["middle"])
+    refused("no linear or convolutional layer in ReLU", 0.5, module=nn.ReLU())
+    tied = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    tied[1].weight = tied[0].weight
+    refused("layer '0': its weight is another layer's too", 0.5, module=tied)
+    with pytest.raises(InputError, match="prune it first"):
+        keep_zeros(digits.net)
+    prune(digits.net, 0.5)
+    refused("layer 'first': its weight is parametrized already", 0.5)
