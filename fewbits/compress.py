@@ -318,6 +318,7 @@ def compress(
         with run.stage("original"):
             scoring, first = open_scoring(run, wish, as_it_came)
             known = [first if one is first.candidate else scored(run, one, scoring) for one in as_it_came]
+            judges = open_judges(run.others, max_drop, CHECKED_SAMPLES)
         if not scoring.original and str(max_drop).strip().endswith("%") and not scoring.allowed(max_drop):
             run.notes.append(
                 f"the original's score is 0, of which {max_drop} is nothing: no loss is allowed; a max_drop without % "
@@ -328,8 +329,7 @@ def compress(
         tried = try_in_turn(run, planned, ways, scoring, known, most)
         # A file that crashes its engine does so in a worker: it is measured before it is run here.
         outcomes = _throughput(run, _verify(run, _measure(run, tried.outcomes)), batches)
-        judges = open_judges(run.others, max_drop, CHECKED_SAMPLES)
-        outcomes = judged(judges, outcomes)
+        outcomes = ending.finishing(lambda: judged(judges, outcomes))
         run.notes.extend(unable(outcomes))
         figures = Figures(outcomes, scoring.metric.higher_is_better)
         choice, limits = _choose(run, outcomes, figures, scoring, asked)

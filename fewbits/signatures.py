@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from fewbits import npz
 from fewbits.candidates import Candidate, Draft, Written, drafts, originals
 from fewbits.decide import with_bias
@@ -109,8 +111,10 @@ def split(info: ModelInfo, data: Any, eval: Any) -> dict[str, Given]:
 
 def _named(info: ModelInfo, given: Any, name: str) -> dict[str, Any] | None:
     """Samples by signature; None where signatures are not named."""
+    if not info.signatures or given is None:
+        return None
     if isinstance(given, (str, Path)):
-        if not Path(given).is_file() or not info.signatures:
+        if not Path(given).is_file():
             return None
         names = npz.names(Path(given))
         keys = {one.partition("/")[0] for one in names}
@@ -147,8 +151,9 @@ def _has_batches(value: Any) -> bool:
 def _known(info: ModelInfo, found: dict[str, Any], name: str) -> dict[str, Any]:
     for one in found:
         if one not in info.signatures:
-            there = _listed(info.signatures) or "without a name"
-            raise InputError(f"{name}: is given for a signature {one!r}; the file's are {there}")
+            raise InputError(
+                f"{name}: is given for a signature {one!r}; the file's are {_listed(info.signatures)}"
+            )
     return found
 
 
@@ -237,7 +242,7 @@ def sharing_codes(model: Model, plan: Plan, before: Sequence[tuple[Model, Plan]]
             if bias is not None and activation is not None:
                 values = model.weight(bias.name)
                 theirs = found[1].bias
-                if theirs is not None and (values == found[0].weight(theirs.name)).all():
+                if theirs is not None and np.array_equal(values, found[0].weight(theirs.name)):
                     values = theirs.values  # with what makes up for the rounding
                 weights, bias = with_bias(infos[layer.node], weights, values, activation, plan.target)
             layer = replace(layer, weights=(weights,), bias=bias)

@@ -23,6 +23,7 @@ from fewbits.errors import InputError
 from fewbits.from_keras import from_keras, is_keras
 from fewbits.models import conversion
 from fewbits.models.keras.convert import convert
+from fewbits.report.record import Report
 
 
 def net():
@@ -68,6 +69,34 @@ def test_a_model_in_memory_comes_out_as_onnx(tmp_path, short_measuring):
     assert result.report.files[0].path == "net.onnx"
     expected = np.asarray(keras.ops.convert_to_numpy(model(images())))
     np.testing.assert_allclose(result.model(images()), expected, atol=0.05)
+
+
+def recurrent():
+    keras.utils.set_random_seed(0)
+    x = keras.Input((12, 6), name="frames")
+    both = keras.layers.GRU(16)(keras.layers.LSTM(16, return_sequences=True)(x))
+    return keras.Model(x, keras.layers.Dense(5)(both), name="recurrent")
+
+
+@pytest.mark.parametrize("make", [net, recurrent])
+def test_a_keras_file_runs_in_onnx_runtime_and_openvino(command, place, make, short_measuring):
+    model = make()
+    model.save(place / "m.keras")
+    (given,) = model.inputs
+    samples = np.random.default_rng(0).standard_normal((48, *given.shape[1:])).astype(np.float32)
+    np.savez(place / "data.npz", **{given.name: samples})
+    arguments = ("--format", "onnx", "--recipe", "w8a8", "--max-drop", "100%", "--out", "o", "--json")
+    answer = command("compress", "m.keras", "--data", "data.npz", *arguments)
+    assert answer.code == 0, answer.err
+    found = Report.from_json(answer.out).candidates
+    assert not [one.error for one in found if one.error]
+    for recipe in ("original", "w8a8"):
+        assert {one.engine for one in found if one.recipe == recipe} == {"onnxruntime", "openvino"}
+    assert all(one.agreement.sqnr_db is None or one.agreement.sqnr_db > 20 for one in found)
+    loaded = fb.load(place / "o")
+    assert loaded.path.name == "m.onnx"
+    expected = np.asarray(keras.ops.convert_to_numpy(model(samples)))
+    assert np.corrcoef(loaded(samples).ravel(), expected.ravel())[0, 1] > 0.99
 
 
 def test_several_inputs_and_outputs_keep_their_names_and_order(tmp_path):

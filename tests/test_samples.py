@@ -245,6 +245,14 @@ def test_a_batch_with_another_number_of_arrays_is_refused():
         open_samples([(rows(2, 5),) * 4], TWO).first()
 
 
+def test_a_batch_that_names_a_signature_is_refused_where_there_are_none():
+    samples = open_samples([("serve", {"x": rows()})], ONE)
+    with pytest.raises(
+        InputError, match=r"a batch for the signature 'serve', which only \.tflite files have"
+    ):
+        next(samples.batches(4))
+
+
 # --- a fixed batch ----------------------------------------------------------------------------------------------
 
 
