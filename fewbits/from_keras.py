@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +13,7 @@ import numpy as np
 
 from fewbits.distance import distance
 from fewbits.engines.engine import literal_session
+from fewbits.engines.onnxruntime_engine import simplify
 from fewbits.errors import EngineError, InputError, VerificationError
 from fewbits.origin import Origin, Trained
 from fewbits.planning.recipe import quantization_aware
@@ -41,6 +43,9 @@ def from_keras(model: Any, to: Literal["onnx", "tflite"], folder: Path) -> tuple
         return _trained(model, to, folder)
     made = convert(model, to, folder)
     what = str(model) if isinstance(model, (str, Path)) else str(model.name)
+    if to == "onnx":
+        with suppress(EngineError):  # said below, where it is run
+            simplify(made.path)
     try:
         session = literal_session(made.path, 1)
     except EngineError as error:

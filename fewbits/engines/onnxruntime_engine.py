@@ -107,6 +107,32 @@ def literal_session(path: str | Path, threads: int) -> OnnxRuntimeSession:
         raise engine_error("onnxruntime", "compile", path, error) from error
 
 
+def simplify(path: Path) -> None:
+    """Rewrite a file as ONNX Runtime's passes from ONNX to ONNX leave it; it stays as it is where they change nothing.
+
+    Constants are folded, changes of layout that cancel out are gone, and what is added to or multiplied with the result
+    of a convolution becomes part of its weights. Raises EngineError where ONNX Runtime refuses the file.
+    """
+    import onnx_ir as ir
+
+    ort = library()
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    simpler = path.with_name(f"simpler-{path.name}")
+    options.optimized_model_filepath = str(simpler)
+    try:
+        ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise engine_error("onnxruntime", "simplify", path, error) from error
+    model = ir.load(simpler)
+    used = {node.domain for node in model.graph.all_nodes()}
+    for domain in set(model.opset_imports) - used - {""}:
+        del model.opset_imports[domain]
+    ir.save(model, path)
+    simpler.unlink()
+
+
 class OnnxRuntimeSession:
     """See `Session`."""
 

@@ -3,10 +3,12 @@ import subprocess
 import sys
 
 import numpy as np
+import onnx
 import pytest
 
 from fewbits.engines.cpu import Cpu, cpu
-from fewbits.engines.engine import EngineSettings, available, get
+from fewbits.engines.engine import EngineSettings, available, get, literal_session
+from fewbits.engines.onnxruntime_engine import simplify
 from fewbits.errors import EngineError, InputError
 from tests.engines.models import TWO_INPUTS, UNKNOWN_OPERATOR, dense, save_text, weight_only
 
@@ -29,6 +31,32 @@ def two_inputs(rows):
 
 def sqnr_db(reference, received):
     return 10 * np.log10((reference**2).sum() / ((received - reference) ** 2).sum())
+
+
+BACK_AND_FORTH = """
+<ir_version: 8, opset_import: ["" : 17]>
+g (float[N, 4, 3] x) => (float[N, 4, 3] y)
+{
+    same = Cast<to = 1>(x)
+    turned = Transpose<perm = [0, 2, 1]>(same)
+    half = Relu(turned)
+    y = Transpose<perm = [0, 2, 1]>(half)
+}
+"""
+
+
+def test_what_a_file_does_for_nothing_is_taken_out_of_it(tmp_path):
+    path = save_text(BACK_AND_FORTH, tmp_path / "net.onnx")
+    feeds = {"x": np.random.default_rng(0).standard_normal((2, 4, 3)).astype(np.float32)}
+    before = literal_session(path, 1).run(feeds)
+    simplify(path)
+    model = onnx.load(path)
+    assert [node.op_type for node in model.graph.node] == ["Relu"]
+    assert [one.domain for one in model.opset_import] == [""]
+    assert list(tmp_path.iterdir()) == [path]
+    assert np.array_equal(before["y"], literal_session(path, 1).run(feeds)["y"])
+    with pytest.raises(EngineError, match="onnxruntime cannot simplify"):
+        simplify(save_text(UNKNOWN_OPERATOR, tmp_path / "unknown.onnx"))
 
 
 def test_both_engines_are_here_and_know_their_version():

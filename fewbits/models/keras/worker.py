@@ -101,10 +101,26 @@ def _write_onnx(model: Any, target: str) -> None:
 
     model.export(target, format="onnx", verbose=False)
     written = ir.load(target)
+    _add_instead(written.graph)
     for number, value in enumerate(written.graph.outputs):
         if value.producer() is not None:
             value.name = f"output_{number}"
     ir.save(written, target)
+
+
+def _add_instead(graph: Any) -> None:
+    """Add the negative of constants that are subtracted, such as means: engines make sums part of convolutions."""
+    import onnx_ir as ir
+
+    for number, node in enumerate(graph):
+        if node.op_type != "Sub" or (constant := ir.convenience.get_const_tensor(node.inputs[1])) is None:
+            continue
+        array = constant.numpy()
+        if array.dtype.kind == "f":
+            value = ir.val(f"negated_{number}", const_value=ir.tensor(-array, name=f"negated_{number}"))
+            graph.register_initializer(value)
+            node.op_type = "Add"
+            node.replace_input_with(1, value)
 
 
 def _write_tflite(folder: str, target: str) -> None:
