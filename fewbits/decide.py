@@ -241,7 +241,7 @@ def _compensate(
     """
     info, q = a.layer.weights[0], plan.codes
     inputs = _input_rows(a.layer, activation, stats)
-    if inputs is None or q is None or q.zero_point is not None:
+    if inputs is None or q is None or q.zero_point is not None or q.qtype.kind == "binary":
         return plan, None
     exact, rounded = inputs
     if q.codebook is not None:
@@ -357,7 +357,9 @@ def _with_room(plan: WeightPlan, info: WeightInfo, bias: BiasPlan, activation: A
     scale = torch.maximum(q.scale, torch.from_numpy(needed.astype(np.float32)))
     shape = [1] * q.codes.dim()
     shape[info.channel_axis] = -1
-    fresh = (torch.from_numpy(plan.values) / scale.reshape(shape)).round()
+    fresh = (torch.from_numpy(plan.values) / scale.reshape(shape)).round().clamp(q.qtype.qmin, q.qtype.qmax)
+    if q.qtype.kind == "binary":
+        fresh = q.codes  # there is no code for next to nothing
     kept = (scale == q.scale).reshape(shape)
     return replace(
         plan, codes=replace(q, scale=scale, codes=torch.where(kept, q.codes, fresh.to(q.codes.dtype)))
@@ -367,17 +369,19 @@ def _with_room(plan: WeightPlan, info: WeightInfo, bias: BiasPlan, activation: A
 def _quantize(
     values: torch.Tensor, scheme: Scheme, info: WeightInfo, target: Target, narrow: bool
 ) -> QTensor:
-    low, high = code_limits(scheme, target, narrow)
+    low, high = code_limits(scheme, target, narrow) if find(scheme.qtype).kind == "int" else (None, None)
     return round_weight(values, scheme, info.channel_axis, info.name, qmin=low, qmax=high)
 
 
 def code_limits(scheme: Scheme, target: Target, narrow: bool) -> tuple[int | None, int | None]:
-    """The lowest and the highest code of a weight in an integer format; None for a format without such.
+    """The lowest and the highest code of a weight; None where codes are no multiples of a step.
 
     Symmetric codes mirror, but below 8 bits the lowest one counts too much to be left out.
     ``narrow``: no two products of 8-bit codes with activations may add up to more than 16 bits hold.
     """
     row = find(scheme.qtype)
+    if row.kind in ("ternary", "binary"):
+        return row.qmin, row.qmax
     if row.kind != "int":
         return None, None
     if narrow and scheme.qtype == "int8":

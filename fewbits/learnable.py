@@ -29,10 +29,14 @@ LEARNED_KINDS = ("conv", "linear")  # the rows of a table depend on nothing but 
 
 @dataclass(frozen=True)
 class Kinds:
-    """What stands before a weight, an activation and a bias; each is made as those of this module are."""
+    """What stands before a weight, an activation and a bias; each is made as those of this module are.
+
+    ``sign``: before a weight of which signs are left; None where those stay as they are.
+    """
 
     codes: Callable[..., Any] = LearnedCodes
     book: Callable[..., Any] = LearnedBook
+    sign: Callable[..., Any] | None = None
     step: Callable[..., Any] = LearnedStep
     shift: Callable[..., Any] = LearnedShift
 
@@ -125,7 +129,8 @@ class Learnable:
             low, high = code_limits(weight.scheme, self._plan.target, weight.name in self._narrowed)
             grid = None if low is None or high is None else (low, high)
             kinds = self._kinds
-            learned = kinds.book(values, q) if grid is None else kinds.codes(values, q, *grid)
+            codes = kinds.sign if q.qtype.kind == "binary" and kinds.sign is not None else kinds.codes
+            learned = kinds.book(values, q) if grid is None else codes(values, q, *grid)
             self._weights.append((weight, learned))
         self._open[place] = self.reads[place] = learned
 
@@ -135,8 +140,11 @@ class Learnable:
             return False
         if q.codebook is not None:
             return q.codebook.dim() == 1
-        offset = q.zero_point is not None or q.free_zero_point is not None
-        return q.qtype.kind == "int" and q.scale is not None and not offset
+        if q.zero_point is not None or q.free_zero_point is not None or q.scale is None:
+            return False
+        return q.qtype.kind in ("int", "ternary") or (
+            q.qtype.kind == "binary" and self._kinds.sign is not None
+        )
 
     def _codes(self, layer: LayerPlan) -> LearnedWeight | None:
         """The learned codes of a layer's weight."""

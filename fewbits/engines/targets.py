@@ -20,6 +20,8 @@ MOVERS = (
     "Expand",
 )
 
+CAST_MUL = ("int8", "int4", "int3", "int2", "ternary", "binary", "fp16", "bf16")
+
 _OPENVINO = Target(
     engine="openvino",
     placement="inputs",
@@ -33,7 +35,7 @@ _OPENVINO = Target(
     dynamic_int8=False,  # the codes are multiplied in float: 1.3 times slower than float
     rounds_activations=True,  # dynamic quantization in groups: twice as fast as float, at about 45 dB
     weight_forms=(
-        *((qtype, "cast_mul") for qtype in ("int8", "int4", "int3", "int2", "fp16", "bf16")),
+        *((qtype, "cast_mul") for qtype in CAST_MUL),
         ("int4 in groups", "dequantize"),
         ("codebook4", "look_up"),
     ),
@@ -77,7 +79,7 @@ TARGETS: dict[str, tuple[Target, ...]] = {
             # Cast and Mul are folded at load. DequantizeLinear is not, and is 1.5 (products) to 1.9 times slower
             # (convolutions); in blocks of int4 by few rows it is faster than float.
             weight_forms=(
-                *((qtype, "cast_mul") for qtype in ("int8", "int4", "int3", "int2", "fp16", "bf16")),
+                *((qtype, "cast_mul") for qtype in CAST_MUL),
                 ("int4 in groups", "dequantize"),
                 ("codebook4", "look_up"),
             ),

@@ -178,7 +178,7 @@ def _check_products(recipe: str, assigned: Iterable[Assignment]) -> None:
     for a in assigned:
         if a.activations is None or not a.layer.weights:
             continue
-        if a.weights is None or find(a.weights.qtype).kind != "int":
+        if a.weights is None or find(a.weights.qtype).kind not in ("int", "ternary", "binary"):
             raise InputError(
                 f"recipe {recipe!r}: layer {a.layer.name!r} gets {a.activations.qtype} activations but "
                 f"{a.weights or 'float'} weights; give it integer weights, or no activations"
@@ -394,7 +394,7 @@ class ResolvedRecipe:
     effort: Effort | None = None
 
 
-WEIGHT_QTYPES = ("int8", "int4", "int3", "int2", "codebook4", "fp16", "bf16")
+WEIGHT_QTYPES = ("int8", "int4", "int3", "int2", "ternary", "binary", "codebook4", "fp16", "bf16")
 ACTIVATION_QTYPES = ("uint8", "uint4", "int16")
 
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from fewbits.decide import SMALLEST_SCALE
 from fewbits.methods.learned import fake_quantize, straight_through
 from fewbits.numerics import QTensor
 from fewbits.numerics.codebook import ascending, midpoints
@@ -19,7 +20,7 @@ CELL = 0.499  # of a step to each side of a code: what is rounded to it
 
 
 class TrainedWeight(nn.Module):
-    """A weight on a symmetric uniform grid.
+    """A weight on a symmetric uniform grid, of three codes (ternary) or more.
 
     Args:
         values: float32, the weight.
@@ -39,16 +40,19 @@ class TrainedWeight(nn.Module):
         super().__init__()
         assert q.scale is not None
         self._q, self._low, self._high = q, low, high
-        self.register_buffer("first", q.layout.spread(q.scale).clone())
-        # Each value in the cell of its code. Where the plan rounded another way, to make up for others, it is the
-        # middle: at the border all of them would change their codes at once in the first step.
-        middle = q.layout.split(q.codes).float()
-        values = q.layout.split(values)
+        self.register_buffer("first", q.layout.spread(q.scale).clamp(min=SMALLEST_SCALE))
+        codes, values = q.layout.split(q.codes).float(), q.layout.split(values)
         self.register_buffer("kept", values != 0)
-        places = values / self.first
-        inside = (places - middle).abs() < CELL
-        self.weight = nn.Parameter(torch.where(inside, places, middle) * self.first)
+        self.weight = nn.Parameter(self._started(values / self.first, codes) * self.first)
         self.stretch = nn.Parameter(torch.zeros_like(self.first))
+
+    def _started(self, places: Tensor, codes: Tensor) -> Tensor:
+        """Where training begins: in the cell of each code.
+
+        Where the plan rounded another way, to make up for others, it is the middle of the code: at the border all of
+        them would change their codes at once in the first step.
+        """
+        return torch.where((places - codes).abs() < CELL, places, codes)
 
     @property
     def _step(self) -> Tensor:
@@ -74,6 +78,21 @@ class TrainedWeight(nn.Module):
         return replace(self._q, codes=codes, scale=step.reshape(self._q.layout.parameter_shape))
 
 
+class TrainedSign(TrainedWeight):
+    """A weight of which the signs are left, times a step.
+
+    Source: Hubara et al. 2016, "Binarized Neural Networks" (arXiv:1602.02830), section 1.3: the sign passes its
+    gradient straight through where the weight is within a step of zero.
+    """
+
+    def _started(self, places: Tensor, codes: Tensor) -> Tensor:
+        return places.clamp(-1, 1)
+
+    def _codes(self, step: Tensor) -> Tensor:
+        places = (self.weight / step).clamp(-1, 1)
+        return straight_through(torch.where(places >= 0, 1.0, -1.0), places)
+
+
 class TrainedBook(nn.Module):
     """A weight whose values are shared: entries of a codebook, which are trained with it.
 
@@ -89,7 +108,8 @@ class TrainedBook(nn.Module):
         super().__init__()
         assert q.codebook is not None
         self._q = q
-        self.weight = nn.Parameter(values.clone())
+        nearest = torch.bucketize(values, midpoints(q.codebook)) == q.codes
+        self.weight = nn.Parameter(torch.where(nearest, values, q.dequantize()))
         self.entries = nn.Parameter(q.codebook.clone())
 
     def forward(self, tensor: Tensor) -> Tensor:

@@ -29,12 +29,12 @@ from fewbits.planning.target import Target
 from fewbits.samples import open_samples
 from fewbits.source import Arch, open_source
 from fewbits.threads import one_torch_thread
-from fewbits.training.fake_quantize import TrainedBias, TrainedBook, TrainedStep, TrainedWeight
+from fewbits.training.fake_quantize import TrainedBias, TrainedBook, TrainedSign, TrainedStep, TrainedWeight
 
 if TYPE_CHECKING:
     from fewbits.models.torch.structure import Structure
 
-KINDS = Kinds(TrainedWeight, TrainedBook, TrainedStep, TrainedBias)
+KINDS = Kinds(TrainedWeight, TrainedBook, TrainedSign, TrainedStep, TrainedBias)
 
 
 def qat(

@@ -69,6 +69,37 @@ def test_the_file_computes_what_the_trained_module_computes(digits, recipe, tmp_
     assert {"QuantizeLinear", "DequantizeLinear"} <= kinds
 
 
+@pytest.mark.parametrize("qtype", ["ternary", "binary"])
+def test_weights_of_three_and_of_two_values_are_trained(digits, qtype, tmp_path):
+    recipe = tmp_path / "few.toml"
+    recipe.write_text(
+        f"""
+        name = "few"
+        [[rules]]
+        match = "*"
+        weights = {{qtype = "{qtype}", per = "channel", range = "mse"}}
+        activations = {{qtype = "uint8", symmetric = false}}
+        """
+    )
+    student = qat(digits.net, str(recipe), digits.calibration).eval()
+    begun = student.plan
+    with torch.no_grad():
+        before = float(nn.functional.cross_entropy(student(digits.x), digits.y))
+    fit(student, digits.batches, epochs=3, lr=3e-3)
+    path = student.export(tmp_path / "m.onnx")
+    with torch.no_grad():
+        wanted = student(digits.x)
+    assert nn.functional.cross_entropy(wanted, digits.y) < before / 2
+    got = run(path, digits.x)
+    assert (got.argmax(1) == wanted.numpy().argmax(1)).mean() >= 0.995
+    values = {"ternary": {-1, 0, 1}, "binary": {-1, 1}}[qtype]
+    for a, b in zip(begun.layers, student.plan.layers, strict=True):
+        assert set(b.weights[0].codes.codes.unique().tolist()) <= values
+        assert not torch.equal(a.weights[0].codes.codes, b.weights[0].codes.codes)
+    stored = {one.data_type for one in onnx.load(path).graph.initializer if one.name.endswith("weight_codes")}
+    assert stored == {onnx.TensorProto.INT4}
+
+
 def test_training_brings_back_what_two_bits_cost(digits):
     few = Rule("*", Scheme("int2", per="channel", range="mse"), Scheme("uint4", symmetric=False))
     student = qat(digits.net, Recipe("throughout", (few,)), digits.calibration).eval()

@@ -23,6 +23,8 @@ ONNX_TYPES = {
     "int2": "INT4",  # ONNX has it since opset 25, which OpenVINO does not read
     "int3": "INT4",
     "int4": "INT4",
+    "ternary": "INT4",
+    "binary": "INT4",
     "uint4": "UINT4",
     "codebook4": "UINT4",
     "int8": "INT8",
@@ -249,7 +251,10 @@ class Encoder:
             inputs.append(self.constant(f"{name}_zero_point", zero_point, q.qtype.name, before.graph))
         elif before.op_type == "Gemm" and q.group_size is None:  # ONNX Runtime's QGemm wants one to be there
             zeros = np.zeros(q.scale.shape if q.scale is not None else (), q.codes.numpy().dtype)
-            inputs.append(self.constant(f"{name}_zero_point", zeros, q.qtype.name, before.graph))
+            zero_name, qtype = (
+                (f"{name}_int8_zero", "int8") if widen else (f"{name}_zero_point", q.qtype.name)
+            )
+            inputs.append(self.constant(zero_name, zeros, qtype, before.graph))
         axis = q.channel_axis
         if q.group_size is not None:
             axis = _group_axis(name, q)

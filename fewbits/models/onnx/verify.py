@@ -170,6 +170,8 @@ def _expect_weight(stored: _Stored, stem: str, weight: WeightPlan) -> None:
             stored.expect(dtype, {f"{stem}_zero_point": as_operand(zero_point)})
     elif f"{stem}_zero_point" in stored:
         stored.expect(dtype, {f"{stem}_zero_point": np.zeros_like(scale, codes.dtype)})
+    elif f"{stem}_int8_zero" in stored:
+        stored.expect("INT8", {f"{stem}_int8_zero": np.zeros_like(scale, np.int8)})
     along = None if axis is None else 1 - axis if grouped else axis
     stored.expect_dequantized(f"{stem}_codes", along, q.group_size)
 
