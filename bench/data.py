@@ -11,6 +11,7 @@ import gzip
 import hashlib
 import math
 import os
+import re
 import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
@@ -26,6 +27,7 @@ IMAGE_MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 IMAGE_STD = np.array([0.229, 0.224, 0.225], np.float32)
 PARAGRAPHS = 2000
 HELD_BACK = 200
+SENTENCE_END = re.compile(r"(?<= [.?!]) (?=[A-Z\"'])")
 
 
 def cifar_calibration(samples: int = 512) -> Path:
@@ -93,6 +95,49 @@ def minilm_paragraphs(tokens: int = 128) -> Path:
         ids, mask = _tokenized(test + _paragraphs("wikitext2_valid.txt")[-missing:], tokens)
         _save(path, input_ids=ids, attention_mask=mask)
     return path
+
+
+def minilm_batches(paragraphs: int = 512) -> Path:
+    """The first WikiText-2 "valid" paragraphs of at least 128 tokens, to learn from: cut to that, and their sentences.
+
+    Batches of about 1,024 tokens, each of about one length: a list of dicts of int64 tensors, by `torch.save`.
+    """
+    path = cached(f"minilm_batches_{paragraphs}.pt")
+    if not path.is_file():
+        import torch
+
+        texts = _paragraphs("wikitext2_valid.txt")[:-HELD_BACK]
+        _, mask = _tokenized(texts, 128)
+        chosen = [text for text, row in zip(texts, mask, strict=True) if row.all()][:paragraphs]
+        sentences = [one for text in chosen for one in SENTENCE_END.split(text) if len(one.split()) >= 5]
+        batches = [*_batches(sentences, 64), *_batches(chosen, 128)]
+        torch.save([{name: torch.from_numpy(rows) for name, rows in one.items()} for one in batches], path)
+    return path
+
+
+def _batches(texts: list[str], tokens: int, size: int = 1024) -> Iterator[dict[str, np.ndarray]]:
+    """Rows of about one length, padded to the longest of them, of `size` tokens in all."""
+    ids, mask = _tokenized(texts, tokens)
+    order = mask.sum(axis=1).argsort(kind="stable")
+    start = 0
+    for end in range(1, len(order) + 1):
+        longest = mask[order[min(end, len(order) - 1)]].sum()
+        if end == len(order) or longest * (end + 1 - start) > size:
+            rows = order[start:end]
+            width = mask[rows].sum(axis=1).max()
+            yield {"input_ids": ids[rows, :width], "attention_mask": mask[rows, :width]}
+            start = end
+
+
+def sentence_pairs() -> tuple[Path, np.ndarray]:
+    """The STS benchmark's test pairs: first all first sentences, then all second ones, int64 [2 n, 64]; scores [n]."""
+    path = cached("sentence_pairs_64.npz")
+    lines = shared("sts_benchmark_test.csv").read_text(encoding="utf-8").splitlines()
+    fields = [line.split("\t") for line in lines if line]
+    if not path.is_file():
+        ids, mask = _tokenized([row[5] for row in fields] + [row[6] for row in fields], 64)
+        _save(path, input_ids=ids, attention_mask=mask)
+    return path, np.array([float(row[4]) for row in fields])
 
 
 def digits() -> tuple[Path, Path]:

@@ -64,6 +64,16 @@ def nncf_weights(source: str, out: str) -> None:
     openvino.save_model(compressed, out, compress_to_fp16=False)
 
 
+def nncf_int4(source: str, out: str) -> None:
+    """NNCF's weight-only int4, symmetric in groups of 128, with its embeddings in int8; `out` is an OpenVINO `.xml`."""
+    import nncf
+    import openvino
+
+    model = openvino.Core().read_model(source)
+    compressed = nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT4_SYM, group_size=128)
+    openvino.save_model(compressed, out, compress_to_fp16=False)
+
+
 def ort_static(source: str, calibration: str, out: str, method: str, operators: list[str] | None) -> None:
     """ONNX Runtime's static quantizer: Q/DQ, uint8 activations, int8 weights per channel.
 

@@ -22,6 +22,14 @@ def neighbour_agreement(reference: np.ndarray, outputs: np.ndarray) -> float:
     return float((_nearest_other(reference) == _nearest_other(outputs)).mean())
 
 
+def pair_correlation(outputs: np.ndarray, scores: np.ndarray) -> float:
+    """Spearman's correlation, in percent, of cosines with scores [n]: of row i and row n + i of `outputs` [2 n, d]."""
+    from scipy.stats import spearmanr
+
+    first, second = np.split(_unit(outputs), 2)
+    return float(100 * spearmanr((first * second).sum(axis=1), scores).statistic)
+
+
 def different_predictions(reference: np.ndarray, outputs: np.ndarray) -> int:
     """Number of rows whose largest entry lies elsewhere than in `reference` [n, classes]."""
     return int((reference.argmax(axis=1) != outputs.argmax(axis=1)).sum())
