@@ -33,6 +33,7 @@ from fewbits.estimate import Estimate, estimate, pace, sample_count
 from fewbits.feeding import PLAIN, Feeding, Feeds
 from fewbits.figures import Figures, Outcome, unable
 from fewbits.handover import check_place, replacing
+from fewbits.learn import SPENT
 from fewbits.loaded import Loaded, load
 from fewbits.measure.latency import Contestant, Latency, measure_latency
 from fewbits.measure.size import artifact_bytes
@@ -488,7 +489,9 @@ def _schedule(
     planned = different(run, planned)
     pinned = recipes[0].precision if len(recipes) == 1 else None
     data_last = False
-    if run.ending.budget_s is not None:
+    spent = SPENT[run.effort] if run.calibration is not None else None
+    learns = spent is not None and any(one.recipe.learn for one in planned)
+    if run.ending.budget_s is not None or learns:
         count = len(as_it_came) + sum(map(len, ways_of(run, planned, pinned)))
         found = estimate(
             pace(as_it_came, run.sample, run.scoring.batch or 1),
@@ -497,7 +500,13 @@ def _schedule(
             count,
             sum(size != (run.scoring.batch or 1) for size in batches),
             *run.samples,
+            0 if spent is None else spent.steps * spent.batch,
         )
+    if run.ending.budget_s is None and learns:
+        run.ending.say(
+            f"about {words.seconds(found.total_s)}, {words.seconds(found.learn_s)} of it to learn a recipe"
+        )
+    if run.ending.budget_s is not None:
         run = replace(run, estimate=found)
         run.reserve(len(as_it_came))
         data_last = found.calibrated > 0 and 0 < run.ending.left_s - run.ending.reserved_s < found.calibrate_s

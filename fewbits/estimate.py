@@ -24,6 +24,9 @@ AGAIN = 1.4  # what is close to the fastest is measured twice as long
 OBSERVED = 3.0  # runs that a calibration sample costs, and a millisecond for its histograms
 CHECKED = 30.0  # runs that checking a file against its plan costs
 LAYER_S, PARAM_S = 0.05, 2e-7  # to round a layer against data, and each of its weights
+LEARNED = (
+    8.0  # runs of an engine that a sample costs torch, forward and back: once in its blocks, once in all
+)
 REPORT_S = 2.0
 TIMED_RUNS = 3
 RANDOM_SAMPLES = 16  # where there is no data
@@ -48,8 +51,10 @@ class Estimate:
         write_s: to write a file.
         measure_s: to measure a candidate.
         check_s: to check one.
+        learn_s: to learn a recipe.
         files, candidates: how many of them there are, originals among the candidates.
         calibrated: files that use the calibration data.
+        learned: recipes that learn; all files of one have the same codes.
     """
 
     score_s: float
@@ -57,8 +62,10 @@ class Estimate:
     write_s: float
     measure_s: float
     check_s: float
+    learn_s: float
     files: int
     calibrated: int
+    learned: int
     candidates: int
 
     @property
@@ -67,6 +74,7 @@ class Estimate:
         calibrate = self.calibrate_s if self.calibrated else 0.0
         return (
             calibrate
+            + self.learned * self.learn_s
             + self.files * self.write_s
             + self.candidates * self.score_s
             + self.after(self.candidates)
@@ -107,6 +115,7 @@ def estimate(
     batches: int,
     calibration_samples: int,
     scoring_samples: int,
+    learned_samples: int = 0,
 ) -> Estimate:
     """What a run comes to.
 
@@ -117,6 +126,7 @@ def estimate(
         candidates: how many there are, originals among them.
         batches: at how many further batch sizes throughput is measured.
         calibration_samples, scoring_samples: how many there are, about.
+        learned_samples: of how many the steps of a recipe that learns make use, with repetition; 0: nothing is learned.
     """
     params = sum(layer.params for layer in layers)
     rounds = ROUNDS * (max(BLOCK_SECONDS, found.run_s) + TURN_S) * AGAIN
@@ -127,8 +137,10 @@ def estimate(
         write_s=len(layers) * LAYER_S + params * PARAM_S,
         measure_s=started + rounds + batches * (started + rounds * BATCH_ROUNDS / ROUNDS),
         check_s=found.load_s + CHECKED * found.run_s,
+        learn_s=2 * learned_samples * found.run_s * LEARNED,
         files=len(planned),
         calibrated=sum(one.recipe.uses_data for one in planned),
+        learned=len({one.recipe.name for one in planned if one.recipe.learn}) if learned_samples else 0,
         candidates=candidates,
     )
 

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from fewbits.planning.recipe import Effort, Recipe
 
 
-STEPS: Mapping[Effort, int | None] = {"fast": None, "normal": 60, "high": 600}
+STEPS: Mapping[Effort, int | None] = {"fast": None, "normal": 60, "high": 300}
 """What is spent on learning all together; None: nothing is learned."""
-PACE = 0.4  # of the usual rates: all of a module's weights learn at once
+PACE = 0.2  # of the usual rates: all of a module's weights learn at once
 
 
 def quantize(

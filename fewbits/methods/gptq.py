@@ -88,8 +88,7 @@ def damped_moment(inputs: Tensor, noise: float, centered: bool) -> Tensor:
     return damped(inputs.T @ inputs / len(inputs), noise)
 
 
-def damped(moment: Tensor, noise: float = 0.0) -> Tensor:
-    """A second moment, float32 [k, k], in place: plus ``noise`` on its diagonal, or a floor where that is more."""
-    floor = FLOOR * float(moment.diagonal().mean()) + 1e-12
-    moment.diagonal().add_(max(noise, floor))
+def damped(moment: Tensor, noise: float = 0.0, floor: float = FLOOR) -> Tensor:
+    """A second moment, float32 [k, k], in place: plus ``noise`` on its diagonal, or ``floor`` of its mean if more."""
+    moment.diagonal().add_(max(noise, floor * float(moment.diagonal().mean()) + 1e-12))
     return moment

@@ -14,7 +14,7 @@ Three passes, each on the module as it is called, whatever it is made of:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -26,7 +26,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from fewbits.errors import InputError
-from fewbits.methods.gptq import compensated, damped
+from fewbits.methods.gptq import FLOOR, compensated, damped
 from fewbits.methods.learned import Learned, LearnedLevels, LearnedShift
 from fewbits.methods.reconstruction import Spent, copied, descent, restore
 from fewbits.modules.inputs import calls
@@ -36,7 +36,8 @@ from fewbits.numerics.levels import decode_levels
 
 SAMPLES = 32  # of one call are run at a time
 ROUNDED_ON = 16  # calls tell what meets a weight
-WAVES = 12  # times that the module is run to see what the quantized layers before give
+WAVES = 6  # times that the module is run to see what the quantized layers before give
+TABLES_FLOOR = 0.1  # of the mean energy of gradients: rows err too much for a straight line to tell all
 JUDGED = 4  # calls tell whether learning has helped
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 Progress = Callable[[str, int, int], None]
@@ -85,11 +86,10 @@ def learned(
     few = [given[number] for number in order[:ROUNDED_ON]]
     state = _State(module, codes)
     with _quiet(module):
-        met = _round_tables(state, few, generator, progress)
-        _round_linear(state, met, few, progress)
+        met = _round_tables(state, few, narrow, generator, progress)
+        _round_linear(state, met, few, narrow, progress)
         if spent is not None:
-            multiplied = [name for name in codes if met.get(name) is not functional.embedding]
-            return _together(state, multiplied, given, spent, narrow, generator, progress)
+            return _together(state, _learnable(state, met), given, spent, narrow, generator, progress)
     return Learnt(state.codes, {})
 
 
@@ -159,7 +159,7 @@ class _Watch(TorchFunctionMode):
         return result
 
     def _add(self, name: str, value: Tensor) -> None:
-        with torch._C.DisableTorchFunction():
+        with torch._C.DisableTorchFunction(), torch.autocast("cpu", enabled=False):
             rows = value.detach().float().reshape(-1, value.shape[-1])
             rows = functional.normalize(rows, dim=1, eps=1e-15)
             found = rows.T @ rows
@@ -167,7 +167,7 @@ class _Watch(TorchFunctionMode):
 
 
 def _round_tables(
-    state: _State, few: Sequence[Call], generator: torch.Generator, progress: Progress
+    state: _State, few: Sequence[Call], narrow: bool, generator: torch.Generator, progress: Progress
 ) -> dict[str, Callable]:
     """Rows of tables, by what an error of theirs does to the outputs; and which weights are met, in their order."""
     moments: dict[str, Tensor] = {}
@@ -175,7 +175,7 @@ def _round_tables(
     for number, call in enumerate(few):
         progress("tables", number, len(few))
         watch = _Watch({id(value): name for name, value in state.now.items()}, tables=[])
-        with torch.enable_grad(), watch:
+        with torch.enable_grad(), _precision(narrow), watch:
             outputs = _floats(state.run(call, state.now))
         met |= {name: func for name, func in watch.met.items() if name not in met}
         assert watch.tables is not None
@@ -195,12 +195,12 @@ def _round_tables(
                 rows = gradient.reshape(-1, gradient.shape[-1]).float()
                 moments[name] = moments.get(name, 0) + rows.T @ rows
     for name, moment in moments.items():
-        _round(state, name, moment)
+        _round(state, name, moment, TABLES_FLOOR)
     return met
 
 
 def _round_linear(
-    state: _State, met: Mapping[str, Callable], few: Sequence[Call], progress: Progress
+    state: _State, met: Mapping[str, Callable], few: Sequence[Call], narrow: bool, progress: Progress
 ) -> None:
     """Weights of linear layers, in waves, each by what meets it in the module as it is by then."""
     names = [name for name, func in met.items() if func is functional.linear]
@@ -211,16 +211,13 @@ def _round_linear(
         moments: dict[str, Tensor] = {}
         for call in few:
             watch = _Watch({id(value): name for name, value in state.now.items()}, wave, moments)
-            try:
-                with torch.no_grad(), watch:
-                    state.run(call, state.now)
-            except _Enough:
-                pass
+            with suppress(_Enough), torch.no_grad(), _precision(narrow), watch:
+                state.run(call, state.now)
         for name, moment in moments.items():
             _round(state, name, moment)
 
 
-def _round(state: _State, name: str, moment: Tensor) -> None:
+def _round(state: _State, name: str, moment: Tensor, floor: float = FLOOR) -> None:
     """One weight against a second moment of its columns, float32 [columns, columns]."""
     q = state.codes[name]
     levels = levels_of(q)
@@ -237,9 +234,16 @@ def _round(state: _State, name: str, moment: Tensor) -> None:
         return levels[torch.bucketize(places, middles, out_int32=True)]
 
     moment = moment / float(moment.diagonal().mean())
-    found = compensated(state.floats[name].float(), damped(moment), steps, nearest)
+    found = compensated(state.floats[name].float(), damped(moment, floor=floor), steps, nearest)
     codes = torch.searchsorted(levels, found).add_(q.qtype.qmin).to(q.codes.dtype)
     state.settle(name, replace(q, codes=codes))
+
+
+def _learnable(state: _State, met: Mapping[str, Callable]) -> list[str]:
+    """All weights but tables larger than any of the others: most of their rows would learn nothing."""
+    tables = {name for name in state.codes if met.get(name) is functional.embedding}
+    largest = max((state.floats[name].numel() for name in state.codes if name not in tables), default=0)
+    return [name for name in state.codes if name not in tables or state.floats[name].numel() <= largest]
 
 
 def _together(
@@ -251,10 +255,7 @@ def _together(
     generator: torch.Generator,
     progress: Progress,
 ) -> Learnt:
-    """Learn these weights, norms and biases on what the float module gives; undone where it is no better for it.
-
-    Not the rows of tables: those that no sample looks up would learn nothing.
-    """
+    """Learn these weights, norms and biases on what the float module gives; undone where it is no better for it."""
     weights = _learned_weights(state, names)
     shifts = _learned_floats(state)
     everything: list[Learned] = [*weights.values(), *shifts.values()]
@@ -270,7 +271,9 @@ def _together(
                 target = blocks.run(call, state.floats)
             with _precision(narrow):
                 found = blocks.run(call, replaced())
-            return torch.stack([_distance(a, b) for a, b in zip(found, target, strict=True)]).mean()
+            return torch.stack(
+                [_distance(*pair) for pair in zip(found, target, strict=True) if pair[1]]
+            ).mean()
 
         def next_loss() -> Tensor:
             if not order:
@@ -333,11 +336,11 @@ class _Blocks:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def run(self, call: Call, replaced: Mapping[str, Any]) -> list[Tensor]:
-        """Float tensors: of the blocks in the order of their runs, then the outputs."""
+    def run(self, call: Call, replaced: Mapping[str, Any]) -> tuple[list[Tensor], list[Tensor]]:
+        """Float tensors: of the blocks in the order of their runs, and the outputs."""
         self._seen = []
         outputs = _floats(self._state.run(call, replaced))
-        return self._seen + outputs
+        return self._seen, outputs
 
 
 def levels_of(q: QTensor) -> Tensor | None:
@@ -357,10 +360,10 @@ def levels_of(q: QTensor) -> Tensor | None:
     return None
 
 
-def _distance(found: Tensor, target: Tensor) -> Tensor:
-    """Energy of the difference, relative to the target's."""
-    target = target.float()
-    return (found.float() - target).square().sum() / target.square().sum().clamp(min=1e-30)
+def _distance(found: Sequence[Tensor], target: Sequence[Tensor]) -> Tensor:
+    """Energy of each difference, relative to the target's, on average."""
+    pairs = [(a.float(), b.float()) for a, b in zip(found, target, strict=True)]
+    return torch.stack([(a - b).square().sum() / b.square().sum().clamp(min=1e-30) for a, b in pairs]).mean()
 
 
 def _floats(output: Any) -> list[Tensor]:
