@@ -67,7 +67,7 @@ def _inverse_factor(matrix: Tensor) -> Tensor:
     With its order reversed, Cholesky gives ``matrix = R @ R.T`` for an upper triangular R; then U is R's inverse.
     """
     upper = torch.linalg.cholesky(matrix.flip(0, 1)).flip(0, 1)
-    return torch.linalg.solve_triangular(upper, torch.eye(len(matrix)), upper=True)
+    return torch.linalg.solve_triangular(upper, torch.eye(len(matrix), device=matrix.device), upper=True)
 
 
 def equal_rows(inputs: Tensor) -> Tensor:

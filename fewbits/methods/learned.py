@@ -170,7 +170,7 @@ class _OnLevels(torch.autograd.Function):
     @staticmethod
     def forward(ctx, places: Tensor, step: Tensor, levels: Tensor, middles: Tensor):  # type: ignore[no-untyped-def]
         # Comparing with each is several times as fast as searching.
-        codes = torch.zeros(places.shape, dtype=torch.uint8)
+        codes = torch.zeros_like(places, dtype=torch.uint8)
         for middle in middles.tolist():
             codes += places > middle
         found = levels.index_select(0, codes.view(-1).int()).view_as(places)

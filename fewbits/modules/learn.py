@@ -184,7 +184,7 @@ def _round_tables(
             continue
         total = torch.stack(
             [
-                (one * torch.randn(one.shape, generator=generator)).sum()
+                (one * torch.randn(one.shape, generator=generator).to(one.device)).sum()
                 for one in outputs
                 if one.requires_grad
             ]
@@ -194,8 +194,11 @@ def _round_tables(
             if gradient is not None:
                 rows = gradient.reshape(-1, gradient.shape[-1]).float()
                 moments[name] = moments.get(name, 0) + rows.T @ rows
-    for name, moment in moments.items():
-        _round(state, name, moment, TABLES_FLOOR)
+    for name in state.codes:
+        if name in moments:
+            _round(state, name, moments[name], TABLES_FLOOR)
+        elif met.get(name) is not functional.linear:
+            state.settle(name, state.codes[name])
     return met
 
 
@@ -218,14 +221,15 @@ def _round_linear(
 
 
 def _round(state: _State, name: str, moment: Tensor, floor: float = FLOOR) -> None:
-    """One weight against a second moment of its columns, float32 [columns, columns]."""
+    """One weight against a second moment of its columns, float32 [columns, columns]; or to nearest."""
     q = state.codes[name]
     levels = levels_of(q)
-    if levels is None or q.layout.channel_axis != 0 or len(q.layout.shape) != 2:
+    plain = levels is None or q.layout.channel_axis != 0 or len(q.layout.shape) != 2
+    # Nothing but zeros reaches it, or what does is no number.
+    if plain or not bool(torch.isfinite(moment).all()) or not float(moment.diagonal().sum()):
+        state.settle(name, q)
         return
-    if not bool(torch.isfinite(moment).all()) or not float(moment.diagonal().sum()):
-        return  # nothing reaches it, or what does is no number: to nearest
-    assert q.scale is not None
+    assert q.scale is not None and levels is not None
     middles = midpoints(levels)
     shape = (q.layout.channels, q.layout.groups, q.layout.length)
     steps = q.layout.spread(q.scale).expand(shape).reshape(q.layout.shape)
@@ -344,7 +348,7 @@ class _Blocks:
 
 
 def levels_of(q: QTensor) -> Tensor | None:
-    """The ascending levels, in steps, of the codes of an integer or fixed codebook format without zero points."""
+    """The ascending levels, in steps, of the codes of a fixed codebook or of a few bits without zero points."""
     row = q.qtype
     if (
         q.scale is None
@@ -353,10 +357,10 @@ def levels_of(q: QTensor) -> Tensor | None:
         or q.tensor_scale is not None
     ):
         return None
-    if row.kind == "int":
-        return torch.arange(row.qmin, row.qmax + 1, dtype=torch.float32)
+    if row.kind == "int" and row.bits < 8:
+        return torch.arange(row.qmin, row.qmax + 1, dtype=torch.float32, device=q.codes.device)
     if row.levels is not None:
-        return decode_levels(torch.arange(len(row.levels)), row)
+        return decode_levels(torch.arange(len(row.levels), device=q.codes.device), row)
     return None
 
 
