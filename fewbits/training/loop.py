@@ -105,7 +105,7 @@ def fit(
             _set_rates(optimizer, behind)
             if schedule is not None:
                 schedule(behind)
-            inputs, targets = _moved(inputs, device), _moved(targets, device)
+            inputs, targets = moved(inputs, device), moved(targets, device)
             with torch.autocast(device.type, _DTYPES[precision], enabled=precision != "f32"):
                 loss = objective(module, inputs, targets)
             value = float(loss.detach())
@@ -146,13 +146,14 @@ def _set_rates(optimizer: torch.optim.Optimizer, done: float) -> None:
         group["lr"] = group["initial_lr"] * (1 + math.cos(math.pi * done)) / 2
 
 
-def _moved(value: Any, device: torch.device) -> Any:
+def moved(value: Any, device: torch.device) -> Any:
+    """The tensors of a batch, however nested, on a device."""
     if isinstance(value, Tensor):
         return value.to(device)
     if isinstance(value, dict):
-        return {name: _moved(one, device) for name, one in value.items()}
+        return {name: moved(one, device) for name, one in value.items()}
     if isinstance(value, (list, tuple)):
-        return type(value)(_moved(one, device) for one in value)
+        return type(value)(moved(one, device) for one in value)
     return value
 
 

@@ -1,0 +1,320 @@
+"""Structured pruning: channels are removed for real, and the module is rebuilt with smaller layers."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from fewbits.errors import InputError
+from fewbits.named import describe
+from fewbits.training.dependencies import FIXED, Dependencies, Place, walk
+from fewbits.training.loop import moved
+from fewbits.training.objective import Objective, call, supervised
+
+Importance = Literal["l2", "taylor"]
+
+
+def prune_channels(
+    module: nn.Module,
+    example: Any,
+    *,
+    macs: float | None = None,
+    channels: float | None = None,
+    importance: Importance = "l2",
+    data: Iterable[Any] | None = None,
+    objective: Objective | None = None,
+    multiple: int = 1,
+    exclude: Sequence[str] = (),
+) -> nn.Module:
+    """A copy of a module with fewer channels, its layers smaller and its forward as it was.
+
+    Channels that have to go together (on both sides of a residual sum, through depthwise convolutions and
+    concatenations) go together. What their numbers depend on in ways not known here keeps all of them: inputs
+    and outputs, padded channels, grouped convolutions, layer norm, attention.
+
+    Channels are removed in order of what they are worth for each multiplication that they cost:
+
+    - ``l2``: the squares of all parameters that would go with them, relative to the mean of their like (after Li et al.
+      2017, "Pruning Filters for Efficient ConvNets", arXiv:1608.08710);
+    - ``taylor``: what the loss would change by, to first order and squared, over the parameters that would go and over
+      batches of data (Molchanov et al. 2019, "Importance Estimation for Neural Network Pruning", arXiv:1906.10771).
+
+    Args:
+        module: a float module without masks that ``torch.export`` takes; it is left alone.
+        example: inputs: a tensor, a tuple of arguments or a dict of named ones, with one sample or more.
+        macs: the share of the multiplications that may be left, between 0 and 1.
+        channels: instead: the share that stays of every kind of channels.
+        importance: of channels, see above.
+        data: for ``taylor``: batches of (inputs, targets), as ``fit`` takes them.
+        objective: for ``taylor``: the loss; cross entropy where None.
+        multiple: numbers of channels left are multiples of it, where there were as many: engines compute in blocks.
+        exclude: patterns of layer names whose channels all stay.
+
+    Raises:
+        InputError: a share out of range, one that would empty a layer (it is named), a module that cannot be exported
+            or whose code holds sizes, nothing to remove.
+    """
+    if (macs is None) == (channels is None):
+        raise InputError("prune_channels: give either macs or channels, the share to keep, such as macs=0.5")
+    name, share = ("macs", macs) if macs is not None else ("channels", channels)
+    if share is None or not 0 < share <= 1:
+        raise InputError(f"prune_channels: {name} is {share}; give the share to keep, above 0 and at most 1")
+    if multiple < 1:
+        raise InputError(
+            f"prune_channels: multiple is {multiple}; give 1, or the block that an engine computes in"
+        )
+    if importance not in ("l2", "taylor"):
+        raise InputError(f"prune_channels: importance is {importance!r}; allowed are 'l2' and 'taylor'")
+    if importance == "taylor" and data is None:
+        raise InputError("prune_channels: taylor needs data: batches of (inputs, targets)")
+    smaller = copy.deepcopy(module).eval()
+    found = _walked(smaller, example)
+    kinds = _kinds(found, exclude)
+    if not kinds:
+        raise InputError(f"prune_channels: {type(module).__name__} has no channels that can be removed")
+    if data is not None and importance == "taylor":
+        worth = _taylor(smaller, found, data, objective or supervised())
+    else:
+        worth = _energy(smaller)
+    scores = _scores(found, worth, kinds, relative=importance == "l2")
+    if macs is not None:
+        gone = _down_to(macs, found, kinds, scores, multiple)
+    else:
+        gone = _share_of_each(share, kinds, scores, multiple)
+    _rebuild(smaller, found, gone)
+    _still_runs(module, smaller, example)
+    return smaller.train(module.training)
+
+
+def count_macs(module: nn.Module, example: Any) -> int:
+    """Multiplications of a module's convolutions and linear layers for one sample.
+
+    Raises:
+        InputError: the module cannot be exported.
+    """
+    found = _walked(copy.deepcopy(module).eval(), example)
+    return _Cost(found, found.roots()).total(set())
+
+
+def _walked(module: nn.Module, example: Any) -> Dependencies:
+    if isinstance(example, Mapping):
+        return walk(module, (), dict(example))
+    return walk(module, tuple(example) if isinstance(example, (tuple, list)) else (example,), {})
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """Channels that go through the same axes of the same parameters.
+
+    Attributes:
+        layer: the first that makes them.
+        roots: what stands for each of them.
+    """
+
+    layer: str
+    roots: tuple[int, ...]
+
+
+def _kinds(found: Dependencies, exclude: Sequence[str]) -> list[_Kind]:
+    """The channels that may be removed."""
+    layers = {place: place[0].rpartition(".")[0] for place in found.producers}
+    for pattern in exclude:
+        if not any(fnmatchcase(layer, pattern) for layer in layers.values()):
+            raise InputError(f"exclude: {pattern!r} matches no layer; there are {', '.join(layers.values())}")
+    through: dict[int, dict[Place, int]] = defaultdict(dict)
+    for place, roots in found.roots().items():
+        for root in roots:
+            through[root][place] = through[root].get(place, 0) + 1
+    by_places: dict[frozenset[tuple[Place, int]], list[int]] = defaultdict(list)
+    for root, places in through.items():
+        makers = [layers[place] for place in places if place in layers]
+        kept = any(fnmatchcase(layer, pattern) for layer in makers for pattern in exclude)
+        if root != FIXED and makers and not kept:
+            by_places[frozenset(places.items())].append(root)
+    kinds = []
+    for group, roots in by_places.items():
+        first = next(place for place in found.producers if place in dict(group))
+        kinds.append(_Kind(layers[first], tuple(sorted(roots))))
+    return kinds
+
+
+def _energy(module: nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().float().square() for name, value in module.named_parameters()}
+
+
+def _taylor(
+    module: nn.Module, found: Dependencies, data: Iterable[Any], objective: Objective
+) -> dict[str, Tensor]:
+    """The squares of weight times gradient, over batches, in eval mode: batch norm would hide the scale of weights."""
+    parameters = dict(module.named_parameters())
+    total = {name: torch.zeros_like(value, dtype=torch.float32) for name, value in parameters.items()}
+    device = next(iter(parameters.values())).device
+    count = 0
+    for inputs, targets in data:
+        module.zero_grad()
+        objective(module, moved(inputs, device), moved(targets, device)).backward()
+        for name, value in parameters.items():
+            if value.grad is not None:
+                total[name] += (value.detach() * value.grad).float().square()
+        count += 1
+    if not count:
+        raise InputError("prune_channels: there is no data: the loader gave no batch")
+    module.zero_grad()
+    return total
+
+
+def _scores(
+    found: Dependencies, worth: dict[str, Tensor], kinds: Sequence[_Kind], relative: bool
+) -> dict[int, float]:
+    """What each channel is worth: over all parameters that would go with it."""
+    scores: dict[int, float] = defaultdict(float)
+    for (name, axis), roots in found.roots().items():
+        if name in worth:
+            values = worth[name].movedim(axis, 0).flatten(1).sum(1) if worth[name].ndim > 1 else worth[name]
+            for root, value in zip(roots, values.tolist(), strict=True):
+                scores[root] += value
+    if relative:
+        for kind in kinds:
+            mean = sum(scores[root] for root in kind.roots) / len(kind.roots)
+            scores.update({root: scores[root] / max(mean, 1e-30) for root in kind.roots})
+    return scores
+
+
+class _Cost:
+    """Multiplications, for one sample, of layers without some of their channels."""
+
+    def __init__(self, found: Dependencies, roots: Mapping[Place, Sequence[int]]) -> None:
+        self._layers = []
+        for product in found.products:
+            shape = found.shapes[product.weight]
+            axes = [roots.get((product.weight, axis), ()) for axis in (0, 1)]
+            inner = math.prod(
+                size for size, lanes in zip(shape, (*axes, *[()] * len(shape)), strict=False) if not lanes
+            )
+            self._layers.append((product.positions * inner, [lanes for lanes in axes if lanes]))
+
+    def total(self, gone: set[int]) -> int:
+        """Without these channels."""
+        return sum(
+            count * math.prod(sum(lane not in gone for lane in lanes) for lanes in axes)
+            for count, axes in self._layers
+        )
+
+
+def _down_to(
+    share: float, found: Dependencies, kinds: Sequence[_Kind], scores: Mapping[int, float], multiple: int
+) -> set[int]:
+    """The channels to remove so that a share of the multiplications is left: those worth least for what they cost."""
+    cost = _Cost(found, found.roots())
+    whole = now = cost.total(set())
+    gone: set[int] = set()
+    left = {kind: sorted(kind.roots, key=lambda root: scores[root], reverse=True) for kind in kinds}
+    while now > share * whole:
+        steps = []
+        for kind, roots in left.items():
+            stay = (len(roots) - 1) // multiple * multiple
+            if stay:
+                saved = now - cost.total(gone | set(roots[stay:]))
+                steps.append(
+                    (sum(scores[root] for root in roots[stay:]) / max(saved, 1), kind.layer, kind, stay)
+                )
+        if not steps:
+            narrow = min(left, key=lambda kind: scores[left[kind][0]])
+            raise InputError(
+                f"prune_channels: macs={share} would empty layer {narrow.layer!r}: with {len(left[narrow])} channels "
+                f"left there and as few as can be elsewhere it is {now / whole:.3f}; give at least that"
+            )
+        _, _, kind, stay = min(steps, key=lambda step: step[:2])
+        gone.update(left[kind][stay:])
+        left[kind] = left[kind][:stay]
+        now = cost.total(gone)
+    return gone
+
+
+def _share_of_each(
+    share: float, kinds: Sequence[_Kind], scores: Mapping[int, float], multiple: int
+) -> set[int]:
+    gone: set[int] = set()
+    for kind in kinds:
+        count = len(kind.roots)
+        stay = round(count * share / multiple) * multiple if count > multiple else count
+        if not stay:
+            raise InputError(
+                f"prune_channels: channels={share} would empty layer {kind.layer!r}, which has {count}; keep more, or "
+                "leave it out with exclude"
+            )
+        ordered = sorted(kind.roots, key=lambda root: scores[root], reverse=True)
+        gone.update(ordered[min(stay, count) :])
+    return gone
+
+
+def _rebuild(module: nn.Module, found: Dependencies, gone: set[int]) -> None:
+    """Take channels out of a module's parameters and buffers, in place, and tell its layers."""
+    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    smaller: dict[int, Tensor] = {}
+    for (name, axis), roots in found.roots().items():
+        if gone.isdisjoint(roots):
+            continue
+        old = tensors[name]
+        kept = torch.tensor([i for i, root in enumerate(roots) if root not in gone], device=old.device)
+        smaller[id(old)] = smaller.get(id(old), old.detach()).index_select(axis, kept)
+    for part in module.modules():
+        for name, value in [*part.named_parameters(recurse=False), *part.named_buffers(recurse=False)]:
+            if id(value) in smaller:
+                new = smaller[id(value)]
+                trained = isinstance(value, nn.Parameter)
+                setattr(part, name, nn.Parameter(new, value.requires_grad) if trained else new)
+        _describe_again(part)
+
+
+def _describe_again(part: nn.Module) -> None:
+    """What a layer says of itself, as its tensors are now."""
+    if isinstance(part, nn.modules.conv._ConvTransposeNd):
+        part.in_channels, part.out_channels = part.weight.shape[0], part.weight.shape[1] * part.groups
+    elif isinstance(part, nn.modules.conv._ConvNd):
+        if part.groups == part.in_channels > 1:
+            several = part.out_channels // part.in_channels
+            part.groups = part.weight.shape[0] // several
+        part.in_channels, part.out_channels = part.weight.shape[1] * part.groups, part.weight.shape[0]
+    elif isinstance(part, nn.Linear):
+        part.out_features, part.in_features = part.weight.shape
+    elif isinstance(part, nn.modules.batchnorm._BatchNorm):
+        one = part.weight if part.weight is not None else part.running_mean
+        if one is not None:
+            part.num_features = len(one)
+    elif isinstance(part, nn.PReLU):
+        part.num_parameters = len(part.weight)
+
+
+def _still_runs(module: nn.Module, smaller: nn.Module, example: Any) -> None:
+    """Raises InputError where the smaller module does not give outputs of the shapes that it gave."""
+
+    def shapes(one: nn.Module) -> list[Any]:
+        outputs = torch.utils._pytree.tree_leaves(call(one, example))
+        return [tuple(value.shape) for value in outputs if isinstance(value, Tensor)]
+
+    training = module.training
+    try:
+        with torch.no_grad():
+            after = shapes(smaller)
+            before = shapes(module.eval())
+    except Exception as error:
+        raise InputError(
+            f"prune_channels: {type(module).__name__} does not run with fewer channels: {describe(error)}; where its "
+            "code holds sizes, take them from shapes (x.flatten(1), x.shape), or leave layers out with exclude"
+        ) from error
+    finally:
+        module.train(training)
+    if before != after:
+        raise InputError(
+            f"prune_channels: {type(module).__name__} gives {after} instead of {before} with fewer channels; its code "
+            "holds sizes: take them from shapes, or leave layers out with exclude"
+        )

@@ -1,0 +1,166 @@
+"""Channels are removed for real: smaller layers, and what is left computes what it did."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.nn.utils import parametrize
+
+from fewbits.errors import InputError
+from fewbits.training import count_macs, distillation, fit, prune, prune_channels, qat
+from tests.training.nets import Branches, Depthwise, Perceptron, Residual, settled
+
+X = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+NETS = {Residual: X, Depthwise: X, Branches: X, Perceptron: X.reshape(4, 16, 12)}
+
+
+def made(net):
+    torch.manual_seed(0)
+    return settled(net())
+
+
+def removed(before, after):
+    """By layer, which of a layer's numbers are no longer there: found by their values, which are all different."""
+    parts = dict(after.named_modules())
+    for name, part in before.named_modules():
+        if isinstance(part, nn.BatchNorm2d):
+            yield name, torch.isin(part.running_mean, parts[name].running_mean)
+
+
+@pytest.mark.parametrize("kind", [Residual, Depthwise, Branches])
+def test_what_is_left_computes_what_it_did(kind):
+    net = made(kind)
+    smaller = prune_channels(net, X, macs=0.5, exclude=["squeeze"] if kind is Depthwise else ())
+    share = count_macs(smaller, X) / count_macs(net, X)
+    assert 0.4 < share <= 0.5
+    # The same net with nothing where channels went: their batch norm gives zero, and so does what reads only zero.
+    silent = copy.deepcopy(net)
+    changed = 0
+    for name, kept in removed(net, smaller):
+        norm = silent.get_submodule(name)
+        with torch.no_grad():
+            norm.weight.mul_(kept)
+            norm.bias.mul_(kept)
+        changed += int((~kept).sum())
+    assert changed
+    with torch.no_grad():
+        torch.testing.assert_close(smaller(X), silent(X), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", list(NETS))
+def test_layers_say_what_they_are(kind):
+    net, x = made(kind), NETS[kind]
+    net.train()
+    smaller = prune_channels(net, x, channels=0.5)
+    assert smaller.training and type(smaller) is kind
+    assert sum(one.numel() for one in smaller.parameters()) < sum(one.numel() for one in net.parameters())
+    for part in smaller.modules():
+        if isinstance(part, nn.ConvTranspose2d):
+            assert part.weight.shape[:2] == (part.in_channels, part.out_channels)
+        elif isinstance(part, nn.Conv2d):
+            assert part.weight.shape[:2] == (part.out_channels, part.in_channels // part.groups)
+        elif isinstance(part, nn.Linear):
+            assert part.weight.shape == (part.out_features, part.in_features)
+        elif isinstance(part, nn.BatchNorm2d):
+            assert {len(part.weight), len(part.running_var)} == {part.num_features}
+    smaller(x).square().mean().backward()
+    assert all(one.grad is not None and one.grad.shape == one.shape for one in smaller.parameters())
+    assert net(x).shape == smaller(x).shape == (4, 5)
+
+
+def test_what_hangs_together_goes_together():
+    smaller = prune_channels(made(Residual), X, channels=0.5)
+    # The stream's 8 channels lie in the middle of the 16 behind the padded shortcut; those padded stay.
+    stream = smaller.stem[0].out_channels
+    assert stream == smaller.b[0].out_channels == smaller.a[0].in_channels == 4
+    assert smaller.d[0].out_channels == smaller.last.in_features == 8 + stream
+    assert (smaller.a[0].out_channels, smaller.c[0].out_channels) == (6, 8)
+    smaller = prune_channels(made(Depthwise), X, channels=0.5)
+    assert smaller.deep[0].groups == smaller.wide[0].out_channels == 8
+    assert smaller.deep[0].out_channels == smaller.gate.out_channels == smaller.act.num_parameters == 16
+    assert len(smaller.scale) == smaller.stem[0].out_channels == 4 and smaller.last.in_features == 64
+    smaller = prune_channels(made(Branches), X, channels=0.5)
+    assert smaller.a[0].out_channels + smaller.b[0].out_channels == smaller.grouped[0].in_channels == 16
+    assert smaller.last.in_features == smaller.stem[0].out_channels + smaller.up.out_channels == 7
+    smaller = prune_channels(made(Perceptron), NETS[Perceptron], channels=0.5)
+    assert (smaller.up.out_features, smaller.down.out_features) == (12, 12)
+
+
+def test_excluded_layers_and_multiples():
+    smaller = prune_channels(made(Residual), X, macs=0.4, multiple=4, exclude=["a.*"])
+    assert smaller.a[0].out_channels == 12
+    assert {part.out_channels % 4 for part in smaller.modules() if isinstance(part, nn.Conv2d)} == {0}
+
+
+def test_what_does_nothing_goes_first():
+    net = made(Residual)
+    with torch.no_grad():
+        net.c[1].weight[::2] = 0
+        net.c[1].bias[::2] = 0
+        net.c[0].weight[::2] = 0
+        net.d[0].weight[:, ::2] = 0
+    batches = [(X, torch.tensor([0, 1, 2, 3]))]
+    for more in ({}, {"importance": "taylor", "data": batches}):
+        smaller = prune_channels(net, X, macs=0.9, **more)
+        with torch.no_grad():
+            torch.testing.assert_close(smaller(X), net(X), atol=1e-4, rtol=1e-4)
+
+
+def test_a_smaller_net_is_trained_rounded_and_exported(digits, tmp_path):
+    exact = digits.accuracy(digits.net)
+    smaller = prune_channels(
+        digits.net, digits.x[:2], macs=0.5, importance="taylor", data=list(digits.batches)[:4]
+    )
+    fit(smaller, digits.batches, epochs=3, lr=5e-3, objective=distillation(digits.net))
+    assert digits.accuracy(smaller) > exact - 6
+    student = qat(smaller, "w8a8", digits.calibration)
+    path = student.export(tmp_path / "m.onnx")
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    got = session.run(None, {session.get_inputs()[0].name: digits.x.numpy()})[0]
+    with torch.no_grad():
+        assert (got.argmax(1) == smaller(digits.x).argmax(1).numpy()).mean() > 0.95
+    assert np.isfinite(got).all()
+
+
+def test_what_is_refused(digits):
+    net = made(Residual)
+
+    def refused(said, module=net, example=X, **more):
+        with pytest.raises(InputError, match=said):
+            prune_channels(module, example, **more)
+
+    refused("give either macs or channels")
+    refused("give either macs or channels", macs=0.5, channels=0.5)
+    refused("macs is 0; give the share to keep", macs=0)
+    refused("channels is 1.5", channels=1.5)
+    refused("multiple is 0", macs=0.5, multiple=0)
+    refused("importance is 'l1'", macs=0.5, importance="l1")
+    refused("taylor needs data", macs=0.5, importance="taylor")
+    refused("no batch", macs=0.5, importance="taylor", data=[])
+    refused(r"macs=0.01 would empty layer '.*': with 1 channels left there .* it is 0\.\d+", macs=0.01)
+    refused(r"channels=0.01 would empty layer '\w+\.0', which has \d+", channels=0.01)
+    refused("'z' matches no layer; there are stem.0, a.0", macs=0.5, exclude=["z"])
+    refused(
+        "Linear has no channels that can be removed", module=nn.Linear(3, 3), example=X[0, 0, :, :3], macs=0.5
+    )
+    refused("cannot be exported", example=X[:, :2], macs=0.5)
+
+    class Counting(nn.Sequential):
+        def forward(self, x):
+            return self[1](functional.relu(self[0](x)).view(4, 4, 64).mean(2))
+
+    refused(
+        "holds sizes, take them from shapes",
+        module=Counting(nn.Conv2d(3, 4, 3, padding=1), nn.Linear(4, 5)),
+        macs=0.5,
+    )
+    masked = copy.deepcopy(net)
+    prune(masked, 0.5)
+    assert parametrize.is_parametrized(masked.a[0])
+    refused(r"layer 'stem.0' is parametrized; bake\(\) its masks", module=masked, macs=0.5)
