@@ -100,7 +100,7 @@ def cast_ends(module: nn.Module, dtype: torch.dtype, before: torch.dtype = torch
     for one in module.modules():
         if one is module or any(
             one.children()
-        ):  # a part may be called by itself, as generate() calls an encoder
+        ):  # which may be called by itself, as generate() calls an encoder
             one.register_forward_pre_hook(scope.enter)
             one.register_forward_hook(scope.leave, always_call=True)
         if isinstance(one, nn.RNNBase):  # which compares the types of its inputs with its weights'
@@ -219,7 +219,7 @@ class _LongProducts(TorchFunctionMode):
         if func in NORMS:
             args, kwargs = self.widen.call(args, kwargs)
         elif func in PRODUCTS and (stored := self._stored(args, kwargs)):
-            if func is F.conv2d:
+            if func is F.conv2d and args:
                 args = [_channels_last(args[0]), *args[1:]]
             cast = self.narrow if _terms(func, stored) >= TERMS else self.widen
             return self.widen.one(self._tried(func, *cast.call(args, kwargs)))
@@ -250,7 +250,7 @@ class _LongProducts(TorchFunctionMode):
 
 
 def _floats_among(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
-    """The tensors in float that a function is given; quickly, since this is asked of every call."""
+    """The tensors in float that a function is given, alone or in lists."""
     found = []
     for argument in (*args, *kwargs.values()):
         if isinstance(argument, Tensor):
