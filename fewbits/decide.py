@@ -108,7 +108,13 @@ def _smoothing(
 ) -> Smoothing | None:
     """A divisor for an activation that only linear layers read; it is kept only where it helps."""
     linear = all(a.layer.kind == "linear" and a.activations is not None for a in readers)
-    if site.through or site.range_of != site.tensor or not linear or len(readers) != len(site.readers):
+    if (
+        not site.divisible
+        or site.through
+        or site.range_of != site.tensor
+        or not linear
+        or len(readers) != len(site.readers)
+    ):
         return None
     seen = stats[site.tensor]
     if seen.examples is None or seen.channel_low is None or seen.channel_high is None:

@@ -32,7 +32,8 @@ class Site:
 
     ``range_of`` names the tensor whose range it takes: itself, or the one that a layout operator hands on.
     ``fixed_range`` is set where the operator that makes the tensor bounds it (softmax, sigmoid, tanh).
-    ``through`` are the inputs of layers that the result reaches through operators that only move values.
+    ``through`` are the inputs of layers that the result reaches through operators that only move values. ``divisible``
+    says whether engines get it right where every channel is divided by a number of its own.
     """
 
     tensor: str
@@ -40,6 +41,7 @@ class Site:
     range_of: str
     fixed_range: tuple[float, float] | None = None
     through: tuple[Edge, ...] = ()
+    divisible: bool = True
 
 
 @dataclass(frozen=True)

@@ -99,7 +99,13 @@ def _traced(keras: Any, model: Any, folder: str) -> str:
 def _write_onnx(model: Any, target: str) -> None:
     import onnx_ir as ir
 
-    model.export(target, format="onnx", verbose=False)
+    try:
+        model.export(target, format="onnx", verbose=False)
+    except Exception as error:
+        raise Refused(
+            f"Keras' own export to ONNX cannot write it ({first_line(str(error))[:160]}); compress it to TensorFlow "
+            "Lite: --format tflite"
+        ) from error
     written = ir.load(target)
     _add_instead(written.graph)
     for number, value in enumerate(written.graph.outputs):

@@ -78,13 +78,36 @@ class _Wanted:
             if readers:
                 root = self.range_of.get(value, value)
                 through = tuple(self.through.get(value, ()))
-                sites.append(Site(value.name or "", readers, root.name or "", _fixed_range(root), through))
+                fixed, divisible = _fixed_range(root), not _is_mean_beside_channels(value)
+                sites.append(Site(value.name or "", readers, root.name or "", fixed, through, divisible))
         return Placement(tuple(sites))
 
 
 def _fixed_range(value: ir.Value) -> tuple[float, float] | None:
     node = value.producer()
     return None if node is None else FIXED_RANGES.get(node.op_type)
+
+
+def _is_mean_beside_channels(value: ir.Value) -> bool:
+    """A mean over axes in front of the last, as of pooling where channels come last.
+
+    OpenVINO (2026.4) makes a product behind it part of the mean, with factors along the wrong axis: of a MobileNetV2
+    whose channels come last 2 dB were left.
+    """
+    from onnx_ir.convenience import get_const_tensor
+
+    node = value.producer()
+    if node is None or node.op_type != "ReduceMean" or node.inputs[0] is None:
+        return False
+    source, stored = node.inputs[0], node.attributes.get("axes")
+    if stored is not None:
+        axes = list(stored.as_ints())
+    else:
+        given = node.inputs[1] if len(node.inputs) > 1 else None
+        constant = None if given is None else get_const_tensor(given)
+        axes = [-1] if constant is None else constant.numpy().reshape(-1).tolist()
+    last = None if source.shape is None else len(source.shape) - 1
+    return not {-1, last}.intersection(axes)
 
 
 def _activation_inputs(node: ir.Node, a: Assignment) -> Iterator[tuple[ir.Value, Edge]]:
