@@ -87,15 +87,16 @@ def _unpack_block(packed: Tensor, row: QType, count: int) -> Tensor:
     if row.bits in (8, 16):
         return packed.contiguous().view(row.code_dtype)
     if 8 % row.bits == 0:
-        fields = _unpack_within_bytes(packed, row.bits)[:count].int()
+        fields = _unpack_within_bytes(packed, row.bits)[:count]
     else:
         bits = _unpack_within_bytes(packed, 1)[: count * row.bits].view(count, row.bits)
         shifts = torch.arange(row.bits, dtype=torch.int32, device=packed.device)
         fields = (bits << shifts).sum(dim=-1, dtype=torch.int32)
+    if row.kind != "binary" and not row.signed:
+        return fields
+    fields = fields.int()
     if row.kind == "binary":
         return fields * 2 - 1
-    if not row.signed:
-        return fields
     # Shifting the field to the top of the word and back repeats its sign bit.
     return (fields << (32 - row.bits)) >> (32 - row.bits)
 

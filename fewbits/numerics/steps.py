@@ -55,7 +55,7 @@ def best_step(
     whole = torch.ones_like(points.values[..., :1])
     level = nearest(points.values.clone())
     unchanged = points.total((level - points.values).square_())
-    best = _fitted_to(points, level, whole)
+    best = fitted_to(points, level, whole)
     shortest = None if bounds is None else _shortest(points, bounds)
     for factor in coarse:
         if shortest is not None and bool((shortest(best[0]) > factor).all()):
@@ -95,13 +95,12 @@ def _shortest(points: Points, bounds: tuple[Tensor | int, Tensor | int]) -> Call
 
 def _fitted(points: Points, step: Tensor, nearest: NearestLevel) -> tuple[Tensor, Tensor]:
     """What the levels at a step explain, and the step fitted to them."""
-    return _fitted_to(points, nearest(points.values / step), step)
+    return fitted_to(points, nearest(points.values / step), step)
 
 
-def _fitted_to(points: Points, level: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
-    """The same for levels that are known, which are overwritten."""
+def fitted_to(points: Points, level: Tensor, step: Tensor | float) -> tuple[Tensor, Tensor]:
+    """What levels that are known explain, and the step fitted to them; the levels are overwritten."""
     inner = points.total(points.values * level)
     power = points.total(level.square_())
-    used = power > 0
-    fitted = torch.where(used, inner / power, step)
-    return torch.where(used, inner * fitted, 0.0), fitted
+    fitted = torch.where(power > 0, inner / power, step)
+    return inner * fitted, fitted

@@ -53,6 +53,18 @@ def test_few_likely_ranges_are_nearly_as_good_as_all(shape, qtype, length):
     assert least - likely < min(0.1, 0.25 * (least - whole))
 
 
+@pytest.mark.parametrize("qtype", ["int2", "int3", "int4", "uint4", "int8"])
+def test_likely_ranges_leave_what_lies_on_a_grid_as_it_is(qtype):
+    row = find(qtype)
+    low, high = row.qmin + row.signed, row.qmax
+    codes = torch.randint(low, high + 1, (50, 64), generator=torch.Generator().manual_seed(0))
+    codes[:, :2] = torch.tensor([low, high])
+    x = (codes - (0 if row.signed else 5)) * torch.logspace(-6, 6, 50)[:, None]
+    found = quantize(x, qtype, channel_axis=0, search="likely")
+    assert torch.allclose(found.dequantize(), x, rtol=1e-6, atol=0)
+    assert torch.equal(quantize(torch.zeros(1, 64), qtype, search="likely").scale, torch.tensor(1.0))
+
+
 @pytest.mark.parametrize("qtype", ["int3", "uint4", "int8"])
 def test_long_rows_are_searched_as_well_as_short_ones(qtype):
     x = torch.randn(1 << 19, generator=torch.Generator().manual_seed(0))

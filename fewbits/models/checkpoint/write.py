@@ -28,7 +28,7 @@ from fewbits.models.checkpoint.stored import (
     write_bytes,
 )
 
-BLOCK = 1 << 18  # elements that are compared at a time
+BLOCK = 1 << 19  # elements that are compared at a time
 WORD = 8  # bytes
 KEPT = (1 << 25) - (1 << 16)  # bytes: below 32 MiB, the most that glibc learns from
 
@@ -125,7 +125,7 @@ def _stream(
         running: set[Future[tuple[str, Energy, int]]] = set()
         try:
             for one, part in _work(plan):
-                if len(running) >= threads:
+                if len(running) >= 2 * threads:  # so that nobody waits for the next one
                     finished, running = wait(running, return_when=FIRST_COMPLETED)
                     done += _collected(finished, energy)
                     told(done, total)

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from torch import Tensor
 
 from fewbits.numerics.affine import SMALLEST_SCALE, CodeRange, Grid, level_bounds, span, spanning
 from fewbits.numerics.rows import Points, Rows
-from fewbits.numerics.steps import best_step, better, times
-
-FEW = 4  # candidates
+from fewbits.numerics.steps import best_step, better, fitted_to, times
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +32,7 @@ class MeanSquare:
         def nearest(values: Tensor) -> Tensor:
             return values.round_().clamp_(*bounds)
 
-        # To ask where shorter steps gain nothing costs as much as to try one.
-        ends = bounds if len(self.coarse) > FEW else None
-        step = best_step(points, nearest, self.coarse, self.fine, self.refinements, ends)
+        step = best_step(points, nearest, self.coarse, self.fine, self.refinements, bounds)
         return Grid(times(start.scale, step, codes.steps), start.zero_point)
 
 
@@ -46,18 +43,24 @@ class LikelyRanges:
     Where one value alone reaches the end, m, and all ``length`` values lose what even spacing loses,
     ``step ** 2 / 12``, clipping to the share s of the range costs ``((1 - s) m) ** 2`` and leaves
     ``length (s m / top) ** 2 / 12``, top being half the steps. The sum is least at
-    ``s = 1 / (1 + length / (12 top ** 2))``; with more values near the end less is to be clipped. So powers of
-    ``ratio`` are tried, the last the first at or below that share: 2 for 128 values in 4 bits.
+    ``s = 1 / (1 + length / (12 top ** 2))``; with more values near the end less is to be clipped. So the whole range
+    and powers of ``ratio`` are tried, the last the first at or below that share: 2 for 128 values in 4 bits.
     """
 
     ratio: float = 0.9
 
     def grid(self, rows: Rows, codes: CodeRange) -> Grid:
-        """The best grid found for each row."""
+        """The best grid found for each row; none loses more than the whole range."""
+        start = spanning(*rows.ends, codes)
         lowest = 1 / (1 + rows.length / (3 * codes.steps**2))
         count = math.ceil(math.log(lowest) / math.log(self.ratio))
-        shares = tuple(self.ratio**k for k in range(1, count + 1))
-        return MeanSquare(coarse=shares, fine=(), refinements=0).grid(rows, codes)
+        bounds = level_bounds(start.zero_point, codes)
+        # In units of the first step nothing overflows or underflows.
+        points = Points(rows.points.values / start.scale, rows.points.weights)
+        shares = (self.ratio**k for k in range(count + 1))
+        fits = (fitted_to(points, (points.values / share).round_().clamp_(*bounds), 1.0) for share in shares)
+        _, step = reduce(better, fits)
+        return Grid(times(start.scale, step, codes.steps), start.zero_point)
 
 
 @dataclass(frozen=True, slots=True)
