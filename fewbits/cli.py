@@ -155,6 +155,29 @@ def compress(
 
 
 @app.command()
+def train(
+    recipe: Annotated[
+        Path, typer.Argument(help="A .toml with model, data, eval and stages.", show_default=False)
+    ],
+    threads: Threads = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the result (default: RECIPE-fewbits).")] = None,
+    json: Json = False,
+) -> None:
+    """Prune, distil, train with rounding and export, stage by stage as a recipe says; interrupted, it goes on."""
+    from fewbits.train import train as run
+    from fewbits.train import unfinished
+
+    place = out or Path(f"{recipe.with_suffix('')}-fewbits")
+    try:
+        with _progress() as progress:
+            result = run(recipe, out=place, threads=threads, progress=progress)
+    except KeyboardInterrupt:
+        _say(f"interrupted; the same command goes on from {unfinished(place)}")
+        sys.exit(INTERRUPTED)
+    _show(result, json)
+
+
+@app.command()
 def inspect(
     model: ModelPath,
     prefer: Annotated[

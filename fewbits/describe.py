@@ -17,7 +17,8 @@ from fewbits.candidates import ORIGINAL, Candidate, Written
 from fewbits.choose import Choice, Limits
 from fewbits.contest import spelled_out
 from fewbits.ending import Ending
-from fewbits.engines.engine import get, literal_session
+from fewbits.engines.cpu import Cpu
+from fewbits.engines.engine import Engine, get, literal_session
 from fewbits.fallback import Fallback
 from fewbits.figures import Figures, Outcome
 from fewbits.handover import REPORT
@@ -511,16 +512,21 @@ def _shapes(run: Run) -> dict[str, tuple[int, ...]]:
 
 
 def _machine(run: Run) -> r.Machine:
-    import psutil
-
     engines = dict(run.engines)
     if run.origin is not None and run.origin.program is not None:
         engines[run.origin.framework] = get(run.origin.framework)
+    return machine(run.cpu, run.threads, engines)
+
+
+def machine(here: Cpu, threads: int, engines: Mapping[str, Engine]) -> r.Machine:
+    """Where numbers are taken."""
+    import psutil
+
     return r.Machine(
-        cpu=run.cpu.name,
-        isa=run.cpu.isa,
-        threads=run.threads,
-        cores=run.cpu.physical_cores,
+        cpu=here.name,
+        isa=here.isa,
+        threads=threads,
+        cores=here.physical_cores,
         memory_bytes=psutil.virtual_memory().total,
         os=platform.system(),
         python=platform.python_version(),

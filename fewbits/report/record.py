@@ -307,6 +307,21 @@ class NotTried(Record):
     """"the time was over", or "interrupted"."""
 
 
+class Stage(Record):
+    """A stage of training: what it took, and what came of it."""
+
+    name: str
+    kind: str
+    candidate: str | None = None
+    """The candidate that is its file."""
+    seconds: Number = None
+    macs: MaybeCount = None
+    """Multiplications of its layers for one sample."""
+    params: MaybeCount = None
+    sparsity: Number = None
+    """The share of its layers' weights that are zero, 0 to 1."""
+
+
 class File(Record):
     """A file beside the report: its path relative to the report, what it is, its bytes."""
 
@@ -338,6 +353,8 @@ class Report(Record):
     layers: tuple[Layer, ...] = ()
     left_in_float: tuple[LeftInFloat, ...] = ()
     fallbacks: tuple[Fallback, ...] = ()
+    stages: tuple[Stage, ...] = ()
+    """Of training, in their order, the model as it came first; see ``fewbits train``."""
     signatures: tuple[Signature, ...] = ()
     """Beside the main one, where the file has several."""
     bytes_by_dtype: dict[str, Count] = {}

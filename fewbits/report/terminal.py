@@ -92,13 +92,42 @@ def throughput(report: Report, width: int = 120) -> Table | None:
     return made
 
 
+def stages(report: Report) -> Table | None:
+    """What every stage of training took and gave; None where nothing was trained."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    if not report.stages:
+        return None
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+    made.add_column("stage", no_wrap=True)
+    for head in ("size", "median", "score", "drop", "MACs", "zeros", "seconds"):
+        made.add_column(head, justify="right", no_wrap=True)
+    decimals = words.decimals_for(one.latency_ms.p50 for one in report.candidates)
+    for one in report.stages:
+        file = None if one.candidate is None else report.candidate(one.candidate)
+        measured = ("", "", "", "")
+        if file is not None:
+            measured = (
+                words.size(file.size_bytes),
+                words.milliseconds(file.latency_ms.p50, decimals),
+                words.score(file.metric, report.metric),
+                words.drop(file.drop, report.metric),
+            )
+        taken = (words.count(one.macs), words.share(one.sparsity), words.seconds(one.seconds))
+        made.add_row(*map(Text, (one.name, *measured, *taken)))
+    return made
+
+
 def show(report: Report, console: Console, page: str | None = None) -> None:
     """Print the table, the verdict, and `page`, the path of the written report, to `console`."""
     from rich.text import Text
 
     console.print(table(report, console.width))
-    if (more := throughput(report, console.width)) is not None:
-        console.print(more)
+    for more in (stages(report), throughput(report, console.width)):
+        if more is not None:
+            console.print(more)
     samples = "" if report.metric.samples is None else f", {words.count(report.metric.samples)} samples"
     against = "" if report.reference is None else f"; speedup against {report.reference}"
     way = "" if report.metric.higher_is_better else ", lower is better"

@@ -94,6 +94,90 @@ def prune_channels(
     return smaller.train(module.training)
 
 
+def prune_blocks(module: nn.Module, example: Any, blocks: Sequence[str]) -> nn.Module:
+    """A copy of a module without some of its blocks: what went into them goes on behind them.
+
+    Small nets spend much of their time between layers, so half the channels are rarely half the time; a residual block
+    less is. Source: Chen & Zhao 2018, "Shallowing Deep Networks" (IEEE TPAMI).
+
+    Args:
+        module: it is left alone.
+        example: inputs, as for :func:`prune_channels`.
+        blocks: names of submodules that take one tensor and give one of the same shape.
+
+    Raises:
+        InputError: no such submodule, one that is not called, or whose output has another shape than its input.
+    """
+    smaller = copy.deepcopy(module)
+    for name in blocks:
+        try:
+            block = smaller.get_submodule(name)
+        except AttributeError:
+            known = ", ".join(
+                found for found, part in smaller.named_modules() if found and any(part.children())
+            )
+            raise InputError(f"prune_blocks: there is no block {name!r}; there are {known}") from None
+        shapes = _shapes_of(block, smaller, example)
+        if len(shapes) != 2 or shapes[0] != shapes[1]:
+            raise InputError(
+                f"prune_blocks: block {name!r} has inputs and output {shapes}; only one that takes a tensor, and gives "
+                "one of its shape, can be left out"
+            )
+        parent, _, last = name.rpartition(".")
+        setattr(smaller.get_submodule(parent), last, nn.Identity())
+    return smaller
+
+
+def _shapes_of(block: nn.Module, module: nn.Module, example: Any) -> list[list[int]]:
+    """Shapes of a block's inputs and its output, in the last of its calls."""
+    seen: list[list[int]] = []
+
+    def look(_block: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        seen[:] = [list(getattr(one, "shape", ())) for one in (*inputs, output)]
+
+    handle, training = block.register_forward_hook(look), module.training
+    try:
+        with torch.no_grad():
+            call(module.eval(), example)
+    finally:
+        handle.remove()
+        module.train(training)
+    return seen
+
+
+def load_smaller(module: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
+    """Load the ``state_dict`` of a module whose channels were pruned into one as it was before, in place.
+
+    Args:
+        module: as it was before :func:`prune_channels`.
+        state: of what came back.
+
+    Raises:
+        InputError: names that do not match, or tensors that are larger or of another rank.
+    """
+    own = module.state_dict()
+    if set(own) != set(state):
+        names = sorted(set(own) ^ set(state))
+        raise InputError(f"load_smaller: {names[0]!r} is in one of module and state, and not in the other")
+    for name, value in own.items():
+        new = state[name].shape
+        if len(new) != value.ndim or any(a > b for a, b in zip(new, value.shape, strict=True)):
+            raise InputError(
+                f"load_smaller: {name!r} is {list(new)}, which does not come of {list(value.shape)}"
+            )
+    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    _replace(
+        module,
+        {
+            id(tensors[name]): state[name].to(tensors[name].device, copy=True)
+            for name in own
+            if name in tensors and state[name].shape != tensors[name].shape
+        },
+    )
+    module.load_state_dict(state)
+    return module
+
+
 def count_macs(module: nn.Module, example: Any) -> int:
     """Multiplications of a module's convolutions and linear layers for one sample.
 
@@ -257,7 +341,7 @@ def _share_of_each(
 
 
 def _rebuild(module: nn.Module, found: Dependencies, gone: set[int]) -> None:
-    """Take channels out of a module's parameters and buffers, in place, and tell its layers."""
+    """Take channels out of a module's parameters and buffers, in place."""
     tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     smaller: dict[int, Tensor] = {}
     for (name, axis), roots in found.roots().items():
@@ -266,6 +350,11 @@ def _rebuild(module: nn.Module, found: Dependencies, gone: set[int]) -> None:
         old = tensors[name]
         kept = torch.tensor([i for i, root in enumerate(roots) if root not in gone], device=old.device)
         smaller[id(old)] = smaller.get(id(old), old.detach()).index_select(axis, kept)
+    _replace(module, smaller)
+
+
+def _replace(module: nn.Module, smaller: Mapping[int, Tensor]) -> None:
+    """Put other tensors, by the identity of those that are there, into a module, in place, and tell its layers."""
     for part in module.modules():
         for name, value in [*part.named_parameters(recurse=False), *part.named_buffers(recurse=False)]:
             if id(value) in smaller:

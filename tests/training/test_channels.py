@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import re
+import runpy
+from pathlib import Path
 
 import numpy as np
 import onnxruntime
@@ -13,9 +16,19 @@ from torch.nn import functional
 from torch.nn.utils import parametrize
 
 from fewbits.errors import InputError
-from fewbits.training import count_macs, distillation, fit, prune, prune_channels, qat
+from fewbits.training import (
+    count_macs,
+    distillation,
+    fit,
+    load_smaller,
+    prune,
+    prune_blocks,
+    prune_channels,
+    qat,
+)
 from tests.training.nets import Branches, Depthwise, Perceptron, Residual, settled
 
+EXAMPLE = Path(__file__).parents[2] / "examples" / "training_smaller.py"
 X = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 NETS = {Residual: X, Depthwise: X, Branches: X, Perceptron: X.reshape(4, 16, 12)}
 
@@ -92,6 +105,36 @@ def test_what_hangs_together_goes_together():
     assert (smaller.up.out_features, smaller.down.out_features) == (12, 12)
 
 
+def test_blocks_are_left_out_and_states_loaded():
+    class Deep(nn.Sequential):
+        def forward(self, x):
+            return super().forward(functional.relu(x)).flatten(1)
+
+    net = Deep(
+        nn.Conv2d(3, 8, 3, padding=1), nn.Sequential(nn.Conv2d(8, 8, 1), nn.ReLU()), nn.Conv2d(8, 4, 3)
+    )
+    fewer = prune_blocks(net, X, ["1"])
+    with torch.no_grad():
+        torch.testing.assert_close(fewer(X), net[2](net[0](functional.relu(X))).flatten(1))
+    with pytest.raises(InputError, match="there is no block 'layer1'; there are 1"):
+        prune_blocks(net, X, ["layer1"])
+    with pytest.raises(
+        InputError, match=r"block '0' has inputs and output \[\[4, 3, 8, 8\], \[4, 8, 8, 8\]\]"
+    ):
+        prune_blocks(net, X, ["0"])
+    smaller = prune_channels(net, X, channels=0.5)
+    again = load_smaller(copy.deepcopy(net), smaller.state_dict())
+    assert again[1][0].in_channels == 4
+    with torch.no_grad():
+        assert torch.equal(again(X), smaller(X))
+    with pytest.raises(
+        InputError, match=r"'0.weight' is \[8, 3, 3, 3\], which does not come of \[4, 3, 3, 3\]"
+    ):
+        load_smaller(smaller, net.state_dict())
+    with pytest.raises(InputError, match=r"'1\.0\.bias' is in one of module and state"):
+        load_smaller(net, fewer.state_dict())
+
+
 def test_excluded_layers_and_multiples():
     smaller = prune_channels(made(Residual), X, macs=0.4, multiple=4, exclude=["a.*"])
     assert smaller.a[0].out_channels == 12
@@ -126,6 +169,16 @@ def test_a_smaller_net_is_trained_rounded_and_exported(digits, tmp_path):
     with torch.no_grad():
         assert (got.argmax(1) == smaller(digits.x).argmax(1).numpy()).mean() > 0.95
     assert np.isfinite(got).all()
+
+
+def test_the_example_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path(str(EXAMPLE), run_name="__main__")
+    out = capsys.readouterr().out
+    exact, cut, taught, rounded = map(float, re.findall(r"([\d.]+) %", out))
+    assert cut < taught and min(taught, rounded) > exact - 5
+    assert float(re.findall("left: (.*)", out)[0]) <= 0.4
+    assert (tmp_path / "smaller.onnx").is_file()
 
 
 def test_what_is_refused(digits):
