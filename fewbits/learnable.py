@@ -168,14 +168,14 @@ class Learnable:
         if layer.bias is not None and layer.bias.scale is not None:
             step, codes = self._step(self._inputs[layer.node]), self._codes(layer)
             assert codes is not None
-            self.reads[place] = lambda tensor: _on_grid(learned(tensor), step.step.detach(), codes.rounded())
+            self.reads[place] = lambda tensor: _on_grid(learned(tensor), step.step.detach(), codes.scale)
 
     def _add_activation(self, plan: ActivationPlan) -> None:
         learned = self._step(plan)
         read: Callable[[Tensor], Tensor] = learned
         if plan.smoothing is not None:
             divisor = torch.from_numpy(plan.smoothing)
-            read = lambda tensor: learned(tensor / divisor)  # noqa: E731 - one function for all readers
+            read = lambda tensor: learned(tensor / divisor.to(tensor.device))  # noqa: E731 - one function for all readers
         for edge in plan.site.readers:
             self._open[edge.node, edge.index] = learned
             self.reads[edge.node, edge.index] = read
@@ -191,10 +191,10 @@ class Learnable:
         learned = self._codes(layer)
         if learned is None:
             return layer
-        weight, bias = replace(layer.weights[0], codes=learned.rounded()), layer.bias
+        weight, bias = replace(layer.weights[0], codes=_on_cpu(learned.rounded())), layer.bias
         if layer.node in self._biases:
             info = self._infos[layer.node]
-            values = self._biases[layer.node].values.detach().numpy()
+            values = self._biases[layer.node].values.detach().cpu().numpy()
             if activation is not None:
                 weight, bias = with_bias(info, weight, values, activation, self._plan.target)
             elif info.bias is not None:
@@ -202,10 +202,16 @@ class Learnable:
         return replace(layer, weights=(weight, *layer.weights[1:]), bias=bias)
 
 
-def _on_grid(bias: Tensor, step: Tensor, weight: QTensor) -> Tensor:
+def _on_cpu(q: QTensor) -> QTensor:
+    scale = None if q.scale is None else q.scale.cpu()
+    codebook = None if q.codebook is None else q.codebook.cpu()
+    return replace(q, codes=q.codes.cpu(), scale=scale, codebook=codebook)
+
+
+def _on_grid(bias: Tensor, step: Tensor, scale: Tensor | None) -> Tensor:
     """Whole numbers of the steps of a layer's products, with the gradient of the bias."""
-    assert weight.scale is not None
-    step = step * weight.scale
+    assert scale is not None
+    step = step * scale
     return straight_through((bias / step).round() * step, bias)
 
 

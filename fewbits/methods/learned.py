@@ -52,6 +52,11 @@ class Learned(Protocol):
 class LearnedWeight(Learned, Protocol):
     """A weight on its way to codes."""
 
+    @property
+    def scale(self) -> Tensor | None:
+        """The steps as they are now, in the shape of the codes' scale, without gradients; None with a codebook."""
+        ...
+
     def rounded(self) -> QTensor:
         """The codes, and what is needed to read them, as they are now."""
         ...
@@ -100,6 +105,11 @@ class LearnedCodes:
         """The step as it is now, float32, broadcasts against the codes, with gradients."""
         return self._step * self.parameters["stretch"].exp()
 
+    @property
+    def scale(self) -> Tensor:
+        """The steps as they are now, in the shape of the codes' scale, without gradients."""
+        return self.step.detach().reshape(self._q.layout.parameter_shape)
+
     def __call__(self, tensor: Tensor) -> Tensor:
         """What the codes stand for, in the shape of the weight, whatever ``tensor`` holds."""
         return self._q.layout.join(self.codes * self.step)
@@ -108,7 +118,7 @@ class LearnedCodes:
     def rounded(self) -> QTensor:
         """The codes and steps as they are now."""
         codes = self._q.layout.join(self.codes).to(self._q.codes.dtype)
-        return replace(self._q, codes=codes, scale=self.step.reshape(self._q.layout.parameter_shape))
+        return replace(self._q, codes=codes, scale=self.scale)
 
 
 class LearnedLevels:
@@ -191,6 +201,8 @@ class LearnedBook:
         values: float32, the weight.
         q: codes of a learned codebook of the whole tensor, those it has until :meth:`begin`.
     """
+
+    scale = None
 
     def __init__(self, values: Tensor, q: QTensor) -> None:
         assert q.codebook is not None

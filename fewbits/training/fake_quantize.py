@@ -60,6 +60,11 @@ class TrainedWeight(nn.Module):
         count = self.weight.numel() / self.stretch.numel()
         return self.first * _scaled(self.stretch, (count * self._high) ** -0.5).exp()
 
+    @property
+    def scale(self) -> Tensor:
+        """The steps as they are now, in the shape of the codes' scale, without gradients."""
+        return self._step.detach().reshape(self._q.layout.parameter_shape)
+
     def _codes(self, step: Tensor) -> Tensor:
         places = torch.where(self.kept, self.weight / step, 0.0).clamp(self._low, self._high)
         return straight_through(places.round(), places)
@@ -73,9 +78,8 @@ class TrainedWeight(nn.Module):
     @torch.no_grad()
     def rounded(self) -> QTensor:
         """The codes and steps as they are now."""
-        step = self._step
-        codes = self._q.layout.join(self._codes(step)).to(self._q.codes.dtype)
-        return replace(self._q, codes=codes, scale=step.reshape(self._q.layout.parameter_shape))
+        codes = self._q.layout.join(self._codes(self._step)).to(self._q.codes.dtype)
+        return replace(self._q, codes=codes, scale=self.scale)
 
 
 class TrainedSign(TrainedWeight):
@@ -103,6 +107,8 @@ class TrainedBook(nn.Module):
         values: float32, where training begins.
         q: the plan's codes, with a codebook for the whole tensor.
     """
+
+    scale = None
 
     def __init__(self, values: Tensor, q: QTensor) -> None:
         super().__init__()

@@ -78,7 +78,7 @@ def fit(
         InputError: nothing to train, more than one device, no data, a checkpoint of another run, or a loss that is NaN
             or infinite (the step is named, and the first submodule that gave such a number).
     """
-    device = _device(module)
+    device = one_device(module)
     if precision not in get_args(Precision):
         raise InputError(f"precision is {precision!r}; allowed are {', '.join(get_args(Precision))}")
     if precision == "fp16" and device.type != "cuda":
@@ -132,7 +132,8 @@ def fit(
 _DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def _device(module: nn.Module) -> torch.device:
+def one_device(module: nn.Module) -> torch.device:
+    """Where all of a module is. Raises InputError where it is on several devices."""
     devices = {value.device for value in (*module.parameters(), *module.buffers())}
     if len(devices) > 1:
         names = ", ".join(sorted(map(str, devices)))

@@ -30,6 +30,7 @@ from fewbits.samples import open_samples
 from fewbits.source import Arch, open_source
 from fewbits.threads import one_torch_thread
 from fewbits.training.fake_quantize import TrainedBias, TrainedBook, TrainedSign, TrainedStep, TrainedWeight
+from fewbits.training.loop import one_device
 
 if TYPE_CHECKING:
     from fewbits.models.torch.structure import Structure
@@ -66,13 +67,15 @@ def qat(
         progress: called with a stage of that, the blocks done and their number.
 
     Raises:
-        InputError: a module that is quantized already or cannot be exported; a recipe that does not fit; an operator
-            that cannot be trained (it is named); no data.
+        InputError: a module that is quantized already, is on several devices or cannot be exported; a recipe that does
+            not fit; an operator that cannot be trained (it is named); no data.
     """
     if isinstance(module, QatModule):
         raise InputError(
             "the module is quantized already: it came from qat; train it, or give the float module"
         )
+    if isinstance(module, nn.Module):
+        one_device(module)
     if data is None:
         raise InputError("there is no data to calibrate with: fb.training.qat(module, recipe, data)")
     if effort not in EFFORTS:

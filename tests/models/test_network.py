@@ -11,7 +11,7 @@ from fewbits.engines.engine import literal_session
 from fewbits.models.model import open_model
 from fewbits.models.network import UnsupportedError
 from tests.models.cifar import images, resnet20
-from tests.tiny import CONV_BN, Tiny, linear
+from tests.tiny import ATTENTION, CONV_BN, EMBEDDING, Tiny, linear
 
 RESIDUAL = Tiny(
     """g (float[N, 4, 6, 6] x) => (float[N, 4, 6, 6] y) {
@@ -43,6 +43,18 @@ def same_as_the_engine(path: Path, feeds) -> None:
 @pytest.mark.parametrize("tiny", [linear(), CONV_BN, RESIDUAL], ids=["linear", "conv", "residual"])
 def test_it_computes_what_the_engine_does(tiny, tmp_path):
     same_as_the_engine(tiny.save(tmp_path / "m.onnx"), tiny.samples(5))
+
+
+@pytest.mark.parametrize("tiny", [CONV_BN, ATTENTION, EMBEDDING])
+def test_constants_follow_the_inputs_to_another_device(tiny, tmp_path):
+    model = open_model(tiny.save(tmp_path / "m.onnx"))
+    network = model.network()
+    feeds = {name: torch.from_numpy(array) for name, array in tiny.samples(3).items()}
+    wanted = network.run(feeds, network.outputs, {})
+    got = network.run({name: one.to("meta") for name, one in feeds.items()}, network.outputs, {})
+    assert {name: (one.device.type, one.shape) for name, one in got.items()} == {
+        name: ("meta", one.shape) for name, one in wanted.items()
+    }
 
 
 def test_resnet20(shared_data, tmp_path):

@@ -215,12 +215,18 @@ def test_what_is_refused(digits, tmp_path):
         qat(student, "w8a8", digits.calibration)
     with pytest.raises(InputError, match="the model takes image"):
         student(digits.x, digits.x)
+    mixed = copy.deepcopy(digits.net)
+    mixed.last = nn.Linear(128, 10, device="meta")
+    with pytest.raises(InputError, match=r"several devices \(cpu, meta\); move all of it to one"):
+        qat(mixed, "w8a8", digits.calibration)
     with pytest.raises(InputError, match="effort is 'most'; allowed are fast, normal, high"):
         qat(digits.net, "w8a8", digits.calibration, effort="most")
     with pytest.raises(InputError, match="w9a9"):
         qat(digits.net, "w9a9", digits.calibration)
     with torch.no_grad():
-        next(student.parameters()).fill_(torch.nan)
+        student.quantizers["relu"].stretch.fill_(torch.nan)
+    with pytest.raises(InputError, match=r"the loss is nan at step \d of epoch 1; .* 'quantizers\.relu'"):
+        fit(student, digits.batches, epochs=1)
     with pytest.raises(InputError, match="holds NaN or infinity; nothing is written"):
         student.export(tmp_path / "m.onnx")
     assert not (tmp_path / "m.onnx").exists()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fewbits.models.network import Block, Place, Reads, UnsupportedError
-from fewbits.models.onnx.torch_ops import OPERATORS
+from fewbits.models.onnx.torch_ops import OPERATORS, READS_NUMBERS
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -147,6 +147,14 @@ class OnnxNetwork:
                 yield node.outputs[0]
 
 
+def _together(node: _Node, inputs: list[Tensor | None]) -> list[Tensor | None]:
+    """Constants beside what is computed, where that is not on the CPU; numbers that say how stay there."""
+    device = next((one.device for one in inputs if one is not None and one.device.type != "cpu"), None)
+    if device is None or node.op in READS_NUMBERS:
+        return inputs
+    return [None if one is None else one.to(device) for one in inputs]
+
+
 def _uses(nodes: Collection[_Node]) -> dict[str, int]:
     found: dict[str, int] = {}
     for node in nodes:
@@ -160,7 +168,7 @@ def _computed(node: _Node, inputs: list[Tensor | None]) -> tuple[Tensor, ...]:
     if node.op not in OPERATORS:
         raise UnsupportedError(f"operator {node.op} of node {node.name!r}")
     try:
-        result = OPERATORS[node.op](node.attributes, *inputs)
+        result = OPERATORS[node.op](node.attributes, *_together(node, inputs))
     except UnsupportedError as error:
         raise UnsupportedError(f"{error} of node {node.name!r}") from None
     return result if isinstance(result, tuple) else (result,)

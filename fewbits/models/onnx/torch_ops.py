@@ -21,6 +21,25 @@ Operator = Callable[..., Tensor | tuple[Tensor, ...]]
 
 OPERATORS: dict[str, Operator] = {}
 
+READS_NUMBERS = frozenset(
+    (
+        *(
+            "Reshape",
+            "Squeeze",
+            "Unsqueeze",
+            "Split",
+            "Slice",
+            "Pad",
+            "Tile",
+            "Expand",
+            "Range",
+            "ConstantOfShape",
+        ),
+        *("ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceL2", "ReduceSumSquare"),
+    )
+)
+"""Operators whose further inputs are shapes, axes and the like: these may stay on the CPU, whatever runs on."""
+
 
 def _operator(*names: str) -> Callable[[Operator], Operator]:
     def add(function: Operator) -> Operator:
@@ -312,7 +331,7 @@ def _slice(
         if step > 0:
             x = x[(slice(None),) * (axis % x.dim()) + (slice(where.start, where.stop, step),)]
         else:
-            x = x.index_select(axis, torch.tensor(list(where), dtype=torch.int64))
+            x = x.index_select(axis, torch.tensor(list(where), dtype=torch.int64, device=x.device))
     return x
 
 
@@ -358,7 +377,7 @@ def _gather_nd(a: Attributes, x: Tensor, indices: Tensor) -> Tensor:
     shape = indices.shape[:batch]
     rows = shape.numel()
     places = indices.reshape(rows, -1, indices.shape[-1])
-    first = torch.arange(rows).reshape(-1, 1).expand(places.shape[:2])
+    first = torch.arange(rows, device=indices.device).reshape(-1, 1).expand(places.shape[:2])
     found = x.reshape(rows, *x.shape[batch:])[(first, *places.unbind(-1))]
     return found.reshape(*indices.shape[:-1], *found.shape[2:])
 
