@@ -80,7 +80,7 @@ class Lesson:
         for name, tensor in ends.items():
             if not tensor.dim() or len(tensor) != count:
                 raise UnsupportedError(f"tensor {name!r} does not have the samples along its first axis")
-        largest = max(tensor.nbytes // count for tensor in ends.values())
+        largest = max((tensor.nbytes // count for tensor in ends.values()), default=1)
         most = min(SAMPLES, max(count, SAMPLE_BYTES // largest), len(next(iter(inputs.values()))))
         most -= most % (self._batch or 1)
         return {name: tensor[:most] for name, tensor in inputs.items()}
