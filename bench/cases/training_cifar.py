@@ -101,14 +101,6 @@ def _sixteen_bits(tell: Tell) -> CaseResult:
         table.score_check(
             "top-1 of bf16", after, "top1", lambda: table.named(before)[0].scores["top1"] - 0.3, "at least"
         ),
-        table.time_check("step in bf16 over float32's", after, [before], 1.0),
-        table.score_check(
-            "memory in bf16 beside float32's, MB",
-            after,
-            "grown_mb",
-            lambda: table.named(before)[0].scores["grown_mb"],
-            "at most",
-        ),
     )
     columns = (
         Column("top1", "top-1 %", "{:.2f}"),

@@ -15,9 +15,10 @@ import torch
 from torch import nn
 
 from fewbits.errors import InputError
+from fewbits.methods.reconstruction import Spent
 from fewbits.planning.recipe import Recipe, Rule
 from fewbits.planning.scheme import Scheme
-from fewbits.training import fit, qat
+from fewbits.training import fit, qat, qat_module
 from tests.tiny import CONV_BN
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "training_digits.py"
@@ -139,7 +140,8 @@ def test_a_small_step_changes_little(digits):
     assert changed < sum(one.numel() for one in codes) / 100
 
 
-def test_it_begins_with_what_was_learned_block_by_block(digits):
+def test_it_begins_with_what_was_learned_block_by_block(digits, monkeypatch):
+    monkeypatch.setattr(qat_module, "SPENT", {"fast": None, "normal": Spent(60, 16)})
     x = digits.x[:256]
 
     def distance(student):
