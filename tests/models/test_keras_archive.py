@@ -73,6 +73,15 @@ def test_keras_own_parts_pass_whatever_the_loss_was(tmp_path):
             "layer 's' is of the class 'Swoosh' of 'mine>Swoosh'",
         ),
         (
+            {
+                "module": None,
+                "class_name": "Swoosh",
+                "config": {"name": "s"},
+                "registered_name": "Swoosh",
+            },
+            "layer 's' is of the class 'Swoosh', which is not Keras' own",
+        ),
+        (
             {"module": "os", "class_name": "function", "config": "system", "registered_name": "function"},
             "the class 'function' of 'os'",
         ),

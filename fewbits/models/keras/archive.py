@@ -86,7 +86,7 @@ def _foreign(node: Any, layer: str | None) -> Iterator[str]:
         custom = isinstance(registered, str) and ">" in registered
         if custom or root not in ("keras", "builtins", None):
             yield f"{where} is of the class {kind!r} of {module or registered!r}, which is not Keras' own"
-        elif root is None and registered not in (None, kind):
+        elif root is None and registered is not None:  # of the script that made the model
             yield f"{where} is of the class {kind!r}, which is not Keras' own"
     for key, value in node.items():
         if key != "compile_config":

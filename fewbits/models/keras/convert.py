@@ -15,7 +15,10 @@ from fewbits.models.keras.archive import check_archive, check_parts
 
 Format = Literal["onnx", "tflite"]
 
-NEEDED: dict[Format, tuple[str, ...]] = {"tflite": ("tensorflow", "keras"), "onnx": ("keras",)}
+NEEDED: dict[Format, tuple[str, ...]] = {
+    "tflite": ("tensorflow", "keras", "ai_edge_litert"),
+    "onnx": ("keras",),
+}
 BACKENDS: dict[Format, str] = {"tflite": "tensorflow", "onnx": "torch"}
 """What Keras computes with in the worker: its own export to ONNX is through TensorFlow's or through PyTorch's exporter,
 and PyTorch's knows more operators, leaves the batch open as well, and is installed."""
@@ -52,7 +55,7 @@ def convert(model: Any, to: Format, folder: Path, seed: int = 0) -> Converted:
     missing = [name for name in NEEDED[to] if importlib.util.find_spec(name) is None]
     if missing:
         raise InputError(
-            f"converting a Keras model to .{to} needs {' and '.join(missing)}, not installed here; run: "
+            f"converting a Keras model to .{to} needs {', '.join(missing)}, not installed here; run: "
             "pip install 'fewbits[keras]'"
         )
     source, what, kind = _on_disk(model, to, folder)
@@ -81,9 +84,12 @@ def _on_disk(model: Any, to: Format, folder: Path) -> tuple[Path, str, str]:
         check_parts(what, config)
     except InputError as error:
         if to == "onnx" or keras.backend.backend() != "tensorflow":
-            raise InputError(
-                f"{what}: it has layers of your own; write it yourself, model.export({to!r}), and give the file"
-            ) from error
+            advice = (
+                f"write it yourself, model.export('{what}.onnx', format='onnx'), and give the file"
+                if to == "onnx"
+                else "Keras can trace them on TensorFlow: KERAS_BACKEND=tensorflow; or write the .tflite yourself"
+            )
+            raise InputError(f"{what}: it has layers of your own; {advice}") from error
         # Traced here, where its code is trusted already; what is converted elsewhere is a graph.
         archive = keras.export.ExportArchive()
         archive.track(model)
