@@ -10,7 +10,9 @@ import numpy as np
 import torch
 
 from fewbits.errors import InputError
+from fewbits.methods.bias_correction import analytic_shift, mean_of_clipped
 from fewbits.methods.codebook import with_weighted_codebook
+from fewbits.methods.equalization import grouped
 from fewbits.methods.gptq import damped_moment, equal_rows, round_with_compensation
 from fewbits.methods.patches import patches
 from fewbits.methods.range_search import search
@@ -88,6 +90,8 @@ def decide(
         else _layer(a, compensated, narrowed, inputs, stats, target, weights)
         for node, a in by_node.items()
     )
+    if recipe.correct and stats is None:
+        plans = tuple(_corrected(plan, by_node[plan.node].layer, weights) for plan in plans)
     return Plan(recipe.name, target, plans, tuple(activations), recipe.io)
 
 
@@ -217,6 +221,28 @@ def _layer(
         note=note,
         inside=layer.inside is not None,
     )
+
+
+def _corrected(plan: LayerPlan, layer: LayerInfo, weights: Weights) -> LayerPlan:
+    """The layer with a bias that makes up for what rounding does to the mean of its output, by a batch norm's word."""
+    like = layer.expected
+    if (
+        like is None
+        or layer.bias is None
+        or not plan.weights
+        or plan.weights[0].codes is None
+        or plan.dynamic
+    ):
+        return plan
+    mean, weight, codes = torch.from_numpy(like.mean), plan.weights[0], plan.weights[0].codes
+    assert codes is not None
+    exact, rounded = (
+        grouped(one, len(mean)) for one in (torch.from_numpy(weight.values), codes.dequantize())
+    )
+    shift = analytic_shift(
+        exact, rounded, mean_of_clipped(mean, torch.from_numpy(like.std), like.low, like.high)
+    )
+    return replace(plan, bias=BiasPlan(layer.bias, weights(layer.bias) + shift.numpy(), None))
 
 
 def _table(layer: LayerInfo, activation: ActivationPlan, weights: Weights) -> WeightPlan:

@@ -47,7 +47,8 @@ def quantize(
             ``w3_g64``, ``w_nf4_g64`` or ``w_ternary``; the path of a ``.toml``; or a Recipe.
         data: samples to calibrate with, for recipes that need them; see :func:`fewbits.compress`. ``w4``, ``w3`` and
             ``w2`` are much closer with some (without labels): a tensor, a tuple or dict of forward's arguments, or
-            batches of any of these, which may differ in their shapes.
+            batches of any of these, which may differ in their shapes. Recipes that correct biases (``w4``, ``w3`` and
+            ``w2`` do) estimate the statistics of batch norms anew where outputs come closer by it.
         exclude: patterns of layer names or operators to keep in float.
         effort: of these: ``fast`` rounds weights so that they make up for each other; ``normal`` and ``high`` also
             learn weights, norms and biases until the module gives what it gave in float, shortly or for long.
@@ -58,6 +59,7 @@ def quantize(
         InputError: a module that cannot be quantized or is quantized already, a recipe that does not fit it, NaN or
             infinity in a weight (the layer is named), or no data where the recipe needs some.
     """
+    from fewbits.modules.batch_norm import reestimate
     from fewbits.modules.convert import converted
     from fewbits.modules.half import halved, whole_dtype
     from fewbits.modules.recipes import recipe_for
@@ -68,9 +70,12 @@ def quantize(
     dtype = whole_dtype(found)
     if dtype is not None:
         return halved(module, dtype)
-    if data is None or not found.learn:
+    if data is None:
         return converted(module, found)
-    return _learned(module, found, data, effort, seed, progress)
+    coded = _learned(module, found, data, effort, seed, progress) if found.learn else converted(module, found)
+    if found.correct:
+        reestimate(module, coded, data)
+    return coded
 
 
 def _learned(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fewbits.candidates import Candidate, Draft, Written, names_and_settings
+from fewbits.correct import corrected
 from fewbits.decide import decide
 from fewbits.engines.engine import EngineSettings, reads, yardstick
 from fewbits.equalize import find_rescalings
@@ -101,8 +102,8 @@ def try_in_turn(
             if recipe.name not in ready:
                 ready[recipe.name] = equalized(run, draft, planned, stats)
             scaled, seen = ready[recipe.name]
-            if recipe.learn and recipe.name not in learned:
-                learned[recipe.name] = learn_for(scaled, draft, seen)
+            if recipe.name not in learned:
+                learned[recipe.name] = better_numbers(scaled, draft, seen)
             with run.stage("write"):
                 run.progress("write", number, len(planned))
                 file, why_not = _written(
@@ -200,6 +201,41 @@ def _observed(other: Signature, planned: Sequence[Draft]) -> Signature:
     return replace(other, stats=observe_for(other.run, [one for one in mine if one is not None]))
 
 
+def better_numbers(run: Run, draft: Draft, stats: Stats | None) -> Plan | None:
+    """A plan for all targets whose numbers were learned, or else whose biases were corrected; None for neither."""
+    recipe = draft.recipe
+    found = learn_for(run, draft, stats) if recipe.learn else None
+    return correct_for(run, draft, stats) if found is None and recipe.correct else found
+
+
+def correct_for(run: Run, draft: Draft, stats: Stats | None) -> Plan | None:
+    """What correcting the biases of the draft's recipe leads to; None where it cannot be done."""
+    if stats is None or run.calibration is None:
+        return None
+    with run.stage("correct"), one_torch_thread():
+        target = learning_target(run.cpu)
+        try:
+            if reads(target.engine) != run.model.format:
+                raise UnsupportedError(f"a .{run.model.format} file")
+            plan = _decided(run, replace(draft, target=target), stats)
+            found = corrected(run.model, plan, run.calibration)
+        except UnsupportedError as error:
+            run.notes.append(
+                f"recipe {draft.recipe.name!r}: biases are not corrected layer after layer: {error}"
+            )
+            return None
+    if found.after >= found.before:
+        run.notes.append(
+            f"recipe {draft.recipe.name!r}: corrected biases bring outputs no closer, and are left out"
+        )
+        return None
+    gain = 10 * math.log10(found.before / max(found.after, 1e-30))
+    run.notes.append(
+        f"recipe {draft.recipe.name!r}: biases corrected layer after layer, {gain:.1f} dB closer on the data"
+    )
+    return found.plan
+
+
 def learn_for(run: Run, draft: Draft, stats: Stats | None) -> Plan | None:
     """What the draft's recipe learns, for all targets; None where nothing is to be learned, or can be."""
     spent, name = SPENT[run.effort], draft.recipe.name
@@ -265,7 +301,7 @@ def observe_for(run: Run, planned: Sequence[Draft]) -> Stats | None:
     wanted = [run.model.wanted(draft.assigned, draft.target) for draft in planned if draft.recipe.uses_data]
     target = learning_target(run.cpu)
     if reads(target.engine) == run.model.format:
-        wanted += [run.model.wanted(one.assigned, target) for one in planned if one.recipe.learn]
+        wanted += [run.model.wanted(one.assigned, target) for one in planned if one.recipe.once]
     if not wanted or run.calibration is None:
         return None
     with run.stage("observe"), one_torch_thread():
@@ -324,7 +360,7 @@ def _attempts(run: Run, start: Outcome, scoring: Scoring, stats: Stats, place: P
 
     def attempt(recipe: Recipe) -> Outcome:
         raised = replace(draft, recipe=recipe, assigned=assign(recipe, run.model.info))
-        learned = start.candidate.file.plan if draft.recipe.learn else None
+        learned = start.candidate.file.plan if draft.recipe.once else None
         file = write(run, raised, stats, Path(tempfile.mkdtemp(dir=place)), learned)
         assert file is not None
         name = start.candidate.name.replace(draft.recipe.name, recipe.name, 1)

@@ -80,8 +80,8 @@ def write_files(
         if name not in ready:
             ready[name] = trying.equalized(run, draft, planned, stats)
         scaled, seen = ready[name]
-        if draft.recipe.learn and name not in learned:
-            learned[name] = trying.learn_for(scaled, draft, seen)
+        if name not in learned:
+            learned[name] = trying.better_numbers(scaled, draft, seen)
         files.append(trying.write(scaled, draft, seen, folder / str(number), learned.get(name)))
     return Files(run, [one for one in files if one is not None])
 

@@ -21,6 +21,7 @@ FEW = {
         f"every weight in {bits} bits, a scale for {GROUP} of them; learned where there is data",
         compensate=True,
         learn=True,
+        correct=True,
     )
     for bits in (4, 3, 2)
 }

@@ -1,7 +1,9 @@
 """What planning knows of a model: its inputs, outputs and the layers whose tensors can be represented anew."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
+
+import numpy as np
 
 from fewbits.planning.equalization import Link
 
@@ -60,6 +62,19 @@ class ConvGeometry:
     channels_last: bool = False
 
 
+@dataclass(frozen=True, eq=False)
+class Expected:
+    """What a layer's input is like by the batch norm before it: normal, then held between two ends.
+
+    ``mean`` and ``std``, float32 [channels], are those before; the ends may be infinite.
+    """
+
+    mean: np.ndarray = field(repr=False)
+    std: np.ndarray = field(repr=False)
+    low: float
+    high: float
+
+
 LayerKind = Literal["conv", "linear", "matmul", "product", "embedding", "recurrent"]
 
 
@@ -80,6 +95,7 @@ class LayerInfo:
         geometry: for a convolution whose padding is known in advance.
         also: what ONNX calls the operator, where the source format has words of its own: rules match all.
         dynamic: it has kernels for activations that are quantized as they come; None: where it is linear.
+        expected: what a convolution's input is like, where a batch norm of the model says so.
         inside: the operator in whose body it is (If, Loop or Scan): nothing is observed there.
     """
 
@@ -95,6 +111,7 @@ class LayerInfo:
     also: tuple[str, ...] = ()
     dynamic: bool | None = None
     inside: str | None = None
+    expected: Expected | None = None
 
     @property
     def params(self) -> int:

@@ -49,6 +49,8 @@ class Recipe:
     ``compensate`` rounds weights so that they make up for each other's errors, and takes what mean error is left
     out of the bias of static layers. ``learn`` learns codes, steps and biases block by block, so that blocks give what
     they gave in float. These need data.
+    ``correct`` takes the mean error of each layer's output out of its bias: with data layer after layer, without where
+    a batch norm says what the layer's input is like.
     ``io`` is what a file whose operators hand codes to each other takes and gives: floats, or the codes themselves.
     ``float_fallback``: what such a file's engine cannot compute on codes stays in float; otherwise it is an error.
     """
@@ -62,6 +64,7 @@ class Recipe:
     io: IO = "float"
     float_fallback: bool = False
     equalize: bool = False
+    correct: bool = False
 
     @property
     def needs_data(self) -> bool:
@@ -71,7 +74,12 @@ class Recipe:
     @property
     def uses_data(self) -> bool:
         """It needs data, or is better with some."""
-        return self.needs_data or self.compensate or self.learn
+        return self.needs_data or self.compensate or self.learn or self.correct
+
+    @property
+    def once(self) -> bool:
+        """Its numbers are found once, for all targets."""
+        return self.learn or self.correct
 
     def without_data(self) -> "Recipe":
         """The same recipe, rounding to nearest."""
@@ -237,14 +245,15 @@ def _low(weight_bits: int, activation_bits: int) -> Recipe:
     )
     bits = f"weights in {weight_bits} bits, activations in {activation_bits}"
     text = f"{bits}, the first and the last layer in 8; learned; needs data"
-    return Recipe(f"w{weight_bits}a{activation_bits}", rules, text, smooth=True, compensate=True, learn=True)
+    name = f"w{weight_bits}a{activation_bits}"
+    return Recipe(name, rules, text, smooth=True, compensate=True, learn=True, equalize=True, correct=True)
 
 
 def _few(bits: int) -> Recipe:
     """Every weight in few bits, a scale per channel, and learned where there is data."""
     rules = (Rule("*", Scheme(f"int{bits}", per="channel", range="mse")),)
     text = f"every weight in {bits} bits, a scale per channel; learned where there is data, and it should have some"
-    return Recipe(f"w{bits}", rules, text, compensate=True, learn=True)
+    return Recipe(f"w{bits}", rules, text, compensate=True, learn=True, correct=True)
 
 
 def _w4(group_size: int) -> Recipe:
@@ -303,6 +312,7 @@ PRESETS: dict[str, Recipe] = {
             "every weight one of 16 numbers, which each layer learns; the first and the last layer in 8 bits",
             compensate=True,
             learn=True,
+            correct=True,
         ),
         *(_low(*bits) for bits in ((4, 8), (4, 4), (3, 8), (2, 8), (2, 4))),
     )
@@ -363,6 +373,7 @@ class _RecipeFile(BaseModel):
     compensate: bool = False
     learn: bool = False
     equalize: bool = False
+    correct: bool = False
     effort: Effort | None = None
     io: IO = "float"
     float_fallback: bool = False
@@ -457,6 +468,7 @@ def read_recipe(name_or_path: str, weights: Sequence[str] = WEIGHT_QTYPES) -> Re
         parsed.io,
         parsed.float_fallback,
         parsed.equalize,
+        parsed.correct,
     )
     return ResolvedRecipe(
         recipe, parsed.engine, parsed.precision, parsed.placement, parsed.seed, parsed.effort
@@ -491,6 +503,7 @@ def write_recipe(resolved: ResolvedRecipe) -> str:
     document["compensate"] = recipe.compensate
     document["learn"] = recipe.learn
     document["equalize"] = recipe.equalize
+    document["correct"] = recipe.correct
     if recipe.io != "float":
         document["io"] = recipe.io
     if recipe.float_fallback:

@@ -11,6 +11,7 @@ import numpy as np
 
 from fewbits.models.model import Wanted
 from fewbits.models.onnx.apply import apply, spell_out
+from fewbits.models.onnx.batch_norm import with_expected
 from fewbits.models.onnx.bodies import all_nodes
 from fewbits.models.onnx.codes import count_layers_in_codes
 from fewbits.models.onnx.equalize import find_links, rescale
@@ -38,7 +39,7 @@ class OnnxModel:
     format = "onnx"
 
     def __init__(self, source: OnnxSource, folded: ir.Model) -> None:
-        layers = find_layers(source.path, folded.graph)
+        layers = with_expected(find_layers(source.path, folded.graph), source.model.graph, folded.graph)
         self.source, self.folded = source, folded
         self.path = source.path
         in_codes = count_layers_in_codes(all_nodes(folded.graph))
