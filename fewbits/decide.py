@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 
 import numpy as np
 import torch
 
 from fewbits.errors import InputError
+from fewbits.methods.awq import find_protection
 from fewbits.methods.bias_correction import analytic_shift, mean_of_clipped
 from fewbits.methods.codebook import with_weighted_codebook
 from fewbits.methods.equalization import grouped
@@ -20,7 +21,17 @@ from fewbits.methods.rounding import round_weight
 from fewbits.methods.smooth_quant import Smoothing, fake_quantize, find_smoothing
 from fewbits.numerics import QTensor, find
 from fewbits.planning.model_info import LayerInfo, WeightInfo
-from fewbits.planning.plan import ActivationPlan, BiasPlan, LayerPlan, Placement, Plan, Site, WeightPlan
+from fewbits.planning.plan import (
+    ActivationPlan,
+    BiasPlan,
+    Edge,
+    LayerPlan,
+    Placement,
+    Plan,
+    Scaling,
+    Site,
+    WeightPlan,
+)
 from fewbits.planning.recipe import Assignment, Recipe
 from fewbits.planning.scheme import Scheme
 from fewbits.planning.stats import Stats
@@ -80,6 +91,11 @@ def decide(
     uses = Counter(weight.name for a in by_node.values() for weight in a.layer.weights)
     alone = {name for name, count in uses.items() if count == 1}  # one table for all readers, not one each
     compensated = alone if recipe.compensate and stats is not None else set()
+    scalings = ()
+    if recipe.protect and stats is not None and not target.codes_throughout:
+        scalings = tuple(_scalings(by_node.values(), alone, stats, target, weights))
+    divisors = {edge.node: scaling.divisor for scaling in scalings for edge in scaling.readers}
+    divisors |= {node: plan.smoothing for (node, _), plan in inputs.items() if plan.smoothing is not None}
     multiplied = {weight.name for a in by_node.values() if a.activations for weight in a.layer.weights}
     narrowed = multiplied if target.saturates else set()
     plans = tuple(
@@ -87,12 +103,12 @@ def decide(
             a.layer.name, a.layer.op, node, float_reason="its input is NaN or infinite for some samples"
         )
         if node in unbounded
-        else _layer(a, compensated, narrowed, inputs, stats, target, weights)
+        else _layer(a, compensated, narrowed, inputs, divisors, stats, target, weights)
         for node, a in by_node.items()
     )
     if recipe.correct and stats is None:
         plans = tuple(_corrected(plan, by_node[plan.node].layer, weights) for plan in plans)
-    return Plan(recipe.name, target, plans, tuple(activations), recipe.io)
+    return Plan(recipe.name, target, plans, tuple(activations), recipe.io, scalings)
 
 
 def _bounded(sites: Sequence[Site], stats: Stats | None) -> tuple[list[Site], set[str]]:
@@ -123,24 +139,48 @@ def _smoothing(
     seen = stats[site.tensor]
     if seen.examples is None or seen.channel_low is None or seen.channel_high is None:
         return None
-    schemes = [a.weights for a in readers]
-    matrices = []
-    for a in readers:
-        info = a.layer.weights[0]
-        matrix = torch.from_numpy(weights(info.name))
-        if matrix.ndim != 2:
-            return None
-        matrices.append(matrix if info.group_axis == 0 else matrix.T)
-    scheme_of_weights = schemes[0]
-    assert scheme_of_weights is not None
-
-    def round_weight(matrix: torch.Tensor) -> torch.Tensor:
-        return _quantize(
-            matrix, scheme_of_weights, WeightInfo("", tuple(matrix.shape), 1, 0), target, target.saturates
-        ).dequantize()
-
     rows, low, high = map(torch.from_numpy, (seen.examples, seen.channel_low, seen.channel_high))
-    return find_smoothing(rows, low, high, matrices, round_weight, _levels(scheme))
+    matrices = [_matrix(a.layer, weights) for a in readers]
+    return find_smoothing(rows, low, high, matrices, _rounding(readers[0], target), _levels(scheme))
+
+
+def _matrix(layer: LayerInfo, weights: Weights) -> torch.Tensor:
+    """A linear layer's weight, float32 [inputs, outputs]."""
+    info = layer.weights[0]
+    matrix = torch.from_numpy(weights(info.name))
+    return matrix if info.group_axis == 0 else matrix.T
+
+
+def _rounding(a: Assignment, target: Target) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Gives a weight [inputs, outputs] as it is after rounding as a layer's rule says."""
+    scheme = a.weights
+    assert scheme is not None
+
+    def rounded(matrix: torch.Tensor) -> torch.Tensor:
+        info = WeightInfo("", tuple(matrix.shape), 1, 0)
+        return _quantize(matrix, scheme, info, target, target.saturates).dequantize()
+
+    return rounded
+
+
+def _scalings(
+    assigned: Iterable[Assignment], alone: Set[str], stats: Stats, target: Target, weights: Weights
+) -> Iterator[Scaling]:
+    """What protects weights that large activations meet, for each activation that linear layers read in float."""
+    readers: dict[tuple[str, Scheme], list[Assignment]] = {}
+    for a in assigned:
+        able = a.layer.kind == "linear" and a.layer.inside is None and a.layer.inputs and not a.activations
+        if able and a.weights is not None and not a.weights.is_float and a.layer.weights[0].name in alone:
+            readers.setdefault((a.layer.inputs[0], a.weights), []).append(a)
+    for (tensor, _), found in readers.items():
+        seen = stats.tensors.get(tensor)
+        if seen is None or seen.examples is None or not seen.finite:
+            continue
+        matrices = [_matrix(a.layer, weights) for a in found]
+        divisor = find_protection(torch.from_numpy(seen.examples), matrices, _rounding(found[0], target))
+        if divisor is not None:
+            edges = tuple(Edge(a.layer.node, 0) for a in found)
+            yield Scaling(tensor, edges, divisor.numpy())
 
 
 def _activation(site: Site, scheme: Scheme, stats: Stats, smoothing: Smoothing | None) -> ActivationPlan:
@@ -168,6 +208,7 @@ def _layer(
     compensated: Set[str],
     narrowed: Set[str],
     inputs: Mapping[tuple[str, int], ActivationPlan],
+    divisors: Mapping[str, np.ndarray],
     stats: Stats | None,
     target: Target,
     weights: Weights,
@@ -185,10 +226,10 @@ def _layer(
     for info in layer.weights:
         assert a.weights is not None
         values = weights(info.name)
-        if activation is not None and activation.smoothing is not None:
+        if layer.node in divisors:
             shape = [1] * values.ndim
             shape[info.group_axis] = -1
-            values = values * activation.smoothing.reshape(shape)
+            values = values * divisors[layer.node].reshape(shape)
         narrow = info.name in narrowed
         codes = None
         if not a.weights.is_float:
@@ -206,7 +247,8 @@ def _layer(
     shift = None
     if plans and plans[0].name in compensated:
         assert stats is not None
-        plans[0], shift = _compensate(a, plans[0], activation, stats, target, plans[0].name in narrowed)
+        seen = _input_rows(layer, activation, divisors.get(layer.node), stats)
+        plans[0], shift = _compensate(a, plans[0], activation, seen, target, plans[0].name in narrowed)
     bias = None
     if layer.bias is not None and plans and plans[0].codes is not None and activation is not None:
         values = weights(layer.bias) if shift is None else weights(layer.bias) + shift
@@ -263,17 +305,17 @@ def _compensate(
     a: Assignment,
     plan: WeightPlan,
     activation: ActivationPlan | None,
-    stats: Stats,
+    inputs: tuple[torch.Tensor, torch.Tensor] | None,
     target: Target,
     narrow: bool,
 ) -> tuple[WeightPlan, np.ndarray | None]:
-    """Round the weight against what was seen of the layer's input.
+    """Round the weight against what was seen of the layer's input (see :func:`_input_rows`).
 
     And the mean error that is left, float32 [channels], where the bias is written anew and can take it.
     """
     info, q = a.layer.weights[0], plan.codes
-    inputs = _input_rows(a.layer, activation, stats)
-    if inputs is None or q is None or q.zero_point is not None or q.qtype.kind == "binary":
+    offset = q is not None and (q.zero_point is not None or q.free_zero_point is not None)
+    if inputs is None or q is None or offset or q.qtype.kind == "binary":
         return plan, None
     exact, rounded = inputs
     if q.codebook is not None:
@@ -318,7 +360,7 @@ def _per_element(columns: torch.Tensor, layer: LayerInfo) -> torch.Tensor:
 
 
 def _input_rows(
-    layer: LayerInfo, activation: ActivationPlan | None, stats: Stats
+    layer: LayerInfo, activation: ActivationPlan | None, divisor: np.ndarray | None, stats: Stats
 ) -> tuple[torch.Tensor, torch.Tensor] | None:
     """What the weight is multiplied with, float32 [groups, n, columns]: as it is, and as it is after quantization."""
     source = next(iter(layer.inputs), None)  # a table may be looked up at constant places
@@ -328,8 +370,8 @@ def _input_rows(
     if seen.examples is None or not seen.finite:
         return None
     x = torch.from_numpy(seen.examples)
-    if activation is not None and activation.smoothing is not None:
-        x = x / torch.from_numpy(activation.smoothing)
+    if divisor is not None:
+        x = x / torch.from_numpy(divisor)
     quantized = x if activation is None else _as_codes(x, activation)
     if layer.kind == "linear":
         return x[None], quantized[None]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -74,6 +75,9 @@ class Learnable:
                 self._add_bias(layer)
         for activation in plan.activations:
             self._add_activation(activation)
+        for scaling in plan.scalings:
+            divided = partial(_divided, torch.from_numpy(scaling.divisor))
+            self.reads |= {(edge.node, edge.index): divided for edge in scaling.readers}
         self._all = self.open(place[0] for place in self._open)
 
     @property
@@ -200,6 +204,10 @@ class Learnable:
             elif info.bias is not None:
                 bias = BiasPlan(info.bias, values, None)
         return replace(layer, weights=(weight, *layer.weights[1:]), bias=bias)
+
+
+def _divided(divisor: Tensor, tensor: Tensor) -> Tensor:
+    return tensor / divisor.to(tensor.device)
 
 
 def _on_cpu(q: QTensor) -> QTensor:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from fewbits.errors import InputError
 from fewbits.planning.scheme import RangeKind
 from fewbits.planning.stats import Histogram
 
@@ -19,7 +20,11 @@ PERCENTILE = (
 
 
 def search(kind: RangeKind, histogram: Histogram, levels: int) -> tuple[float, float]:
-    """The range of that kind for a format with ``levels`` codes (256 for 8 bits)."""
+    """The range of that kind for a format with ``levels`` codes (256 for 8 bits).
+
+    Raises:
+        InputError: a kind that is for weights alone.
+    """
     match kind:
         case "minmax":
             return minmax(histogram)
@@ -29,6 +34,8 @@ def search(kind: RangeKind, histogram: Histogram, levels: int) -> tuple[float, f
             return entropy(histogram, levels)
         case "mse":
             return mse(histogram, levels)
+        case "half_quadratic":
+            raise InputError("range 'half_quadratic' is for weights; activations have 'mse'")
 
 
 def minmax(histogram: Histogram) -> tuple[float, float]:

@@ -71,6 +71,23 @@ class ActivationPlan:
 
 
 @dataclass(frozen=True)
+class Scaling:
+    """An activation that stays float and is divided where some layers read it; their weights were multiplied before.
+
+    ``divisor``: float32 [channels] along the last axis.
+    """
+
+    tensor: str
+    readers: tuple[Edge, ...]
+    divisor: np.ndarray = field(repr=False)
+
+    @property
+    def name(self) -> str:
+        """What its constants begin with; a tensor may be divided for some readers in one way, for others in another."""
+        return f"{self.tensor}_for_{self.readers[0].node}"
+
+
+@dataclass(frozen=True)
 class WeightPlan:
     """A constant tensor in a new representation: codes with their scales, or a narrower float where ``codes`` is None.
 
@@ -137,17 +154,23 @@ class LayerPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """A recipe resolved for one model, one target and what was observed; ``io`` as in the recipe."""
+    """A recipe resolved for one model, one target and what was observed; ``io`` as in the recipe.
+
+    ``scalings`` are of activations that stay float.
+    """
 
     recipe: str
     target: Target
     layers: tuple[LayerPlan, ...]
     activations: tuple[ActivationPlan, ...]
     io: IO = "float"
+    scalings: tuple[Scaling, ...] = ()
 
     def form(self, layer: LayerPlan, weight: WeightPlan) -> WeightForm:
         """How the codes of a layer's weight are written for the target."""
         q = weight.codes
+        if q is not None and q.free_zero_point is not None:
+            return "cast_mul"  # DequantizeLinear has integer zero points only
         if layer.static:
             narrow = q is not None and q.qtype.bits < 8
             return "widen" if narrow and self._has_kernels(layer) else "dequantize"

@@ -49,6 +49,8 @@ class Recipe:
     ``compensate`` rounds weights so that they make up for each other's errors, and takes what mean error is left
     out of the bias of static layers. ``learn`` learns codes, steps and biases block by block, so that blocks give what
     they gave in float. These need data.
+    ``protect`` multiplies weights of linear layers that large activations meet, and divides the activations, before
+    rounding weights alone; it needs data.
     ``correct`` takes the mean error of each layer's output out of its bias: with data layer after layer, without where
     a batch norm says what the layer's input is like.
     ``io`` is what a file whose operators hand codes to each other takes and gives: floats, or the codes themselves.
@@ -65,6 +67,7 @@ class Recipe:
     float_fallback: bool = False
     equalize: bool = False
     correct: bool = False
+    protect: bool = False
 
     @property
     def needs_data(self) -> bool:
@@ -74,7 +77,7 @@ class Recipe:
     @property
     def uses_data(self) -> bool:
         """It needs data, or is better with some."""
-        return self.needs_data or self.compensate or self.learn or self.correct
+        return self.needs_data or self.compensate or self.learn or self.correct or self.protect
 
     @property
     def once(self) -> bool:
@@ -83,7 +86,7 @@ class Recipe:
 
     def without_data(self) -> "Recipe":
         """The same recipe, rounding to nearest."""
-        return replace(self, smooth=False, compensate=False, learn=False)
+        return replace(self, smooth=False, compensate=False, learn=False, protect=False)
 
     def excluding(self, patterns: Sequence[str]) -> "Recipe":
         """The same recipe with layers that match any of these patterns kept in float."""
@@ -191,6 +194,11 @@ def _check_products(recipe: str, assigned: Iterable[Assignment]) -> None:
                 f"recipe {recipe!r}: layer {a.layer.name!r} gets {a.activations.qtype} activations but "
                 f"{a.weights or 'float'} weights; give it integer weights, or no activations"
             )
+        if a.weights.range == "half_quadratic":
+            raise InputError(
+                f"recipe {recipe!r}: layer {a.layer.name!r} gets activations in codes, but weights whose zero lies "
+                "between codes (range 'half_quadratic'); take another range, or leave activations out"
+            )
         int8 = a.weights.qtype == "int8" and a.weights.symmetric and a.weights.per != "group"
         if a.activations.dynamic and not int8:
             raise InputError(
@@ -256,11 +264,16 @@ def _few(bits: int) -> Recipe:
     return Recipe(f"w{bits}", rules, text, compensate=True, learn=True, correct=True)
 
 
+def _linear4(name: str, weights: Scheme, text: str, **switches: bool) -> Recipe:
+    """Linear layers in 4 bits, the rest in 8."""
+    rules = (Rule("MatMul", weights), Rule("Gemm", weights), Rule("*", INT8_CHANNEL))
+    return Recipe(name, rules, text, **switches)
+
+
 def _w4(group_size: int) -> Recipe:
     int4 = Scheme("int4", per="group", group_size=group_size, range="mse")
-    rules = (Rule("MatMul", int4), Rule("Gemm", int4), Rule("*", INT8_CHANNEL))
     text = f"weights of linear layers in 4 bits, groups of {group_size}; the rest in 8; no data needed"
-    return Recipe(f"w4_g{group_size}", rules, text)
+    return _linear4(f"w4_g{group_size}", int4, text)
 
 
 PRESETS: dict[str, Recipe] = {
@@ -278,6 +291,17 @@ PRESETS: dict[str, Recipe] = {
         ),
         _w4(32),
         _w4(128),
+        _linear4(
+            "w4_g64_hqq",
+            Scheme("int4", per="group", group_size=64, symmetric=False, range="half_quadratic"),
+            "the same in groups of 64 by half-quadratic splitting, zero between codes; no data needed",
+        ),
+        _linear4(
+            "w4_g128_awq",
+            Scheme("int4", per="group", group_size=128, range="mse"),
+            "the same in groups of 128, and weights that large activations meet are protected; needs data",
+            protect=True,
+        ),
         Recipe(
             "w8a8_dynamic",
             (
@@ -374,6 +398,7 @@ class _RecipeFile(BaseModel):
     learn: bool = False
     equalize: bool = False
     correct: bool = False
+    protect: bool = False
     effort: Effort | None = None
     io: IO = "float"
     float_fallback: bool = False
@@ -454,6 +479,8 @@ def read_recipe(name_or_path: str, weights: Sequence[str] = WEIGHT_QTYPES) -> Re
             raise InputError(
                 f"recipe {path}: rule {rule.match!r}: dynamic is for activations, not for weights"
             )
+        if rule.activations is not None and rule.activations.range == "half_quadratic":
+            raise InputError(f"recipe {path}: rule {rule.match!r}: range 'half_quadratic' is for weights")
         if rule.activations is not None and rule.activations.per != "tensor":
             raise InputError(
                 f"recipe {path}: rule {rule.match!r}: activations have one scale; write per = 'tensor'"
@@ -469,6 +496,7 @@ def read_recipe(name_or_path: str, weights: Sequence[str] = WEIGHT_QTYPES) -> Re
         parsed.float_fallback,
         parsed.equalize,
         parsed.correct,
+        parsed.protect,
     )
     return ResolvedRecipe(
         recipe, parsed.engine, parsed.precision, parsed.placement, parsed.seed, parsed.effort
@@ -504,6 +532,7 @@ def write_recipe(resolved: ResolvedRecipe) -> str:
     document["learn"] = recipe.learn
     document["equalize"] = recipe.equalize
     document["correct"] = recipe.correct
+    document["protect"] = recipe.protect
     if recipe.io != "float":
         document["io"] = recipe.io
     if recipe.float_fallback:

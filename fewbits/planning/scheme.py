@@ -6,9 +6,9 @@ from typing import Literal
 from fewbits.errors import InputError
 
 Per = Literal["tensor", "channel", "group"]
-RangeKind = Literal["minmax", "percentile", "entropy", "mse"]
+RangeKind = Literal["minmax", "percentile", "entropy", "mse", "half_quadratic"]
 
-RANGE_KINDS: tuple[RangeKind, ...] = ("minmax", "percentile", "entropy", "mse")
+RANGE_KINDS: tuple[RangeKind, ...] = ("minmax", "percentile", "entropy", "mse", "half_quadratic")
 
 
 @dataclass(frozen=True)
@@ -20,11 +20,13 @@ class Scheme:
         per: what shares one scale: the whole ``tensor``, a ``channel``, or a ``group`` inside a channel.
         group_size: elements that share a scale along the reduced axis; only with ``per="group"``.
         symmetric: zero point fixed (0 for signed formats); otherwise it is found with the range.
-        range: how the clipping range is found from what was observed.
+        range: how the clipping range is found: from the extremes, cutting the outermost values, by least information
+            lost, by least squared error, or (weights alone) by half-quadratic splitting, which lets zero fall between
+            codes.
         dynamic: the scale of an activation is computed at run time from the tensor itself.
 
     Raises:
-        InputError: a group size without ``per="group"``, or the reverse.
+        InputError: a group size without ``per="group"``, or the reverse; a symmetric half-quadratic range.
     """
 
     qtype: str
@@ -40,6 +42,8 @@ class Scheme:
                 f"per={self.per!r} with group_size={self.group_size}: a group size goes with per='group', "
                 "and only with it"
             )
+        if self.range == "half_quadratic" and self.symmetric:
+            raise InputError("range='half_quadratic' finds where zero lies; write symmetric=false")
 
     @property
     def is_float(self) -> bool:

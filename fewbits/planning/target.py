@@ -87,6 +87,8 @@ class Target:
                     return f"inputs and outputs in {recipe.io} do not go with {bits}-bit activations"
             if weights is None or not self.codes_throughout:
                 continue
+            if weights.range == "half_quadratic":
+                return f"{self.engine} has no zero between codes, which range 'half_quadratic' finds"
             if weights.per == "group" and not self.blocks:
                 return f"{self.engine} takes weights with a scale per channel or tensor, not in groups"
             if self.weight_form(weights) is None:

@@ -51,6 +51,8 @@ class CompressedTensors:
             return f"compressed-tensors holds integers of up to 8 bits and {FLOAT8}, not {scheme}"
         if scheme.symmetric and not row.signed:
             return "compressed-tensors has symmetric codes around zero only"
+        if scheme.range == "half_quadratic":
+            return "compressed-tensors has zero points that are codes"
         if not scheme.symmetric and scheme.per == "tensor":
             return "compressed-tensors packs zero points per channel or group"
         return None

@@ -44,6 +44,12 @@ def _rewritten(folded: ir.Model, plan: Plan, write_layer: LayerWriter) -> ir.Mod
             write_layer(encoder, plan, layer, nodes[layer.node], names)
     for activation in plan.activations:
         _write_activation(encoder, activation, nodes, outer_nodes(model.graph))
+    for scaling in plan.scalings:
+        for edge in scaling.readers:
+            node = nodes[edge.node]
+            value = node.inputs[edge.index]
+            assert value is not None
+            node.replace_input_with(edge.index, encoder.scaling(scaling, value, node))
     model.graph.sort()
     passes.RemoveUnusedNodesPass()(model)
     return model

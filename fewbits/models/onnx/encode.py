@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fewbits.errors import InputError
 from fewbits.models.onnx.names import Names
-from fewbits.planning.plan import ActivationPlan, WeightPlan
+from fewbits.planning.plan import ActivationPlan, Scaling, WeightPlan
 from fewbits.planning.target import WeightForm
 
 if TYPE_CHECKING:
@@ -114,6 +115,11 @@ class Encoder:
             "QuantizeLinear", [value, scale, zero], before, f"{name}_quantized", value, plan.qtype
         )
         return self.node("DequantizeLinear", [codes, scale, zero], before, f"{name}_dequantized", value)
+
+    def scaling(self, plan: Scaling, value: ir.Value, before: ir.Node) -> ir.Value:
+        """``value`` divided by the plan's numbers."""
+        factor = self.constant(f"{plan.name}_protection", (1 / plan.divisor).astype(np.float32))
+        return self.node("Mul", [value, factor], before, f"{plan.name}_protected", value)
 
     def _smoothed(self, plan: ActivationPlan, value: ir.Value, before: ir.Node) -> ir.Value:
         """``value`` divided by the plan's smoothing; in front of a Relu that only the plan's readers read.
@@ -265,24 +271,27 @@ class Encoder:
     def _cast_mul(
         self, name: str, q: QTensor, before: ir.Node, like: ir.Value, through_int32: bool
     ) -> ir.Value:
-        if q.group_size is not None:
-            raise InputError(
-                f"weight {name!r}: groups cannot be written as Cast and Mul; use a scale per channel"
-            )
-        codes = self.constant(f"{name}_codes", q.codes.numpy(), q.qtype.name)
+        blocks = Blocks.of(name, q)
+        word = "codes" if blocks is None else "codes_blocks"
+        stored = q.codes.numpy() if blocks is None else blocks.split(q.codes.numpy())
+        codes = self.constant(f"{name}_{word}", stored, q.qtype.name)
         if through_int32:
             codes = self.node("Cast", [codes], before, f"{name}_int32", like, "int32", to=_int32())
         wide = self.node("Cast", [codes], before, f"{name}_cast", like, to=_float32())
-        if q.zero_point is not None:
-            zero = self.constant(f"{name}_offset", _spread(q, q.zero_point).astype(np.float32))
+        zero_point = q.zero_point if q.free_zero_point is None else q.free_zero_point
+
+        def spread(parameter: torch.Tensor) -> np.ndarray:
+            return _spread(q, parameter) if blocks is None else blocks.spread(parameter.numpy())
+
+        if zero_point is not None:
+            zero = self.constant(f"{name}_offset", spread(zero_point).astype(np.float32))
             wide = self.node("Sub", [wide, zero], before, f"{name}_shifted", like)
-        return self.node(
-            "Mul",
-            [wide, self.constant(f"{name}_step", _spread(q, _scale(name, q)))],
-            before,
-            f"{name}_f32",
-            like,
-        )
+        step = self.constant(f"{name}_step", spread(_scale(name, q)))
+        if blocks is None:
+            return self.node("Mul", [wide, step], before, f"{name}_f32", like)
+        wide = self.node("Mul", [wide, step], before, f"{name}_blocks_f32", like)
+        shape = self.constant(f"{name}_shape", np.array(q.codes.shape, np.int64))
+        return self.node("Reshape", [wide, shape], before, f"{name}_f32", like)
 
     def look_up(
         self, name: str, q: QTensor, before: ir.Node, like: ir.Value, codes: ir.Value | None = None
@@ -297,6 +306,30 @@ class Encoder:
         places = self.node("Cast", [codes], before, f"{codes.name}_int32", like, "int32", to=_int32())
         entries = self.constant(f"{name}_entries", q.codebook.numpy())
         return self.node("Gather", [entries, places], before, f"{codes.name}_f32", like, axis=0)
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """A weight of two axes with the one that groups run along cut into groups: an axis more, and another shape."""
+
+    axis: int
+    size: int
+
+    @staticmethod
+    def of(name: str, q: QTensor) -> Blocks | None:
+        """None where the codes are in no groups. Raises InputError for a weight of more than two axes."""
+        return None if q.group_size is None else Blocks(_group_axis(name, q), q.group_size)
+
+    def split(self, codes: np.ndarray) -> np.ndarray:
+        """Codes [a, b] with that axis as two."""
+        shape = list(codes.shape)
+        shape[self.axis : self.axis + 1] = [shape[self.axis] // self.size, self.size]
+        return codes.reshape(shape)
+
+    def spread(self, parameter: np.ndarray) -> np.ndarray:
+        """A parameter [channels, groups] in the shape that meets such codes."""
+        turned = parameter if self.axis == 1 else parameter.T
+        return np.expand_dims(turned, self.axis + 1)
 
 
 def each_direction(scale: np.ndarray, codes: np.ndarray) -> np.ndarray:
@@ -322,7 +355,8 @@ def gather_rows(encoder: Encoder, name: str, plan: WeightPlan, node: ir.Node) ->
         stored = encoder.constant(f"{name}_{plan.scheme.qtype}", narrow(plan), plan.scheme.qtype)
         rows = encoder.node("Gather", [stored, indices], node, f"{like.name}_rows", like, plan.scheme.qtype)
         return encoder.node("Cast", [rows], node, f"{like.name}_f32", like, to=_float32())
-    if q.codebook is None and (q.zero_point is not None or q.group_size is not None or q.channel_axis != 0):
+    offset = q.zero_point is not None or q.free_zero_point is not None
+    if q.codebook is None and (offset or q.group_size is not None or q.channel_axis != 0):
         raise InputError(
             f"embedding {name!r}: rows are gathered as codes, which needs a symmetric scale per row"
         )

@@ -11,7 +11,7 @@ import numpy as np
 
 from fewbits.errors import VerificationError
 from fewbits.models.onnx.bodies import all_graphs
-from fewbits.models.onnx.encode import ONNX_TYPES, each_direction, narrow
+from fewbits.models.onnx.encode import ONNX_TYPES, Blocks, each_direction, narrow
 from fewbits.models.onnx.load import constants
 from fewbits.models.onnx.names import Names, stems
 from fewbits.planning.model_info import ModelInfo
@@ -53,6 +53,8 @@ def read_back(path: Path, plan: Plan, info: ModelInfo, folded: ir.Graph) -> dict
         stored.expect(ONNX_TYPES[activation.qtype], {f"{name}_zero_point": zero_point})
         if activation.smoothing is not None:
             stored.expect("FLOAT", {f"{name}_smoothing": (1 / activation.smoothing).astype(np.float32)})
+    for scaling in plan.scalings:
+        stored.expect("FLOAT", {f"{scaling.name}_protection": (1 / scaling.divisor).astype(np.float32)})
     for one in all_graphs(folded):
         for name, value in one.initializers.items():
             stored.expect_unchanged(name, value)
@@ -143,7 +145,11 @@ def _expect_weight(stored: _Stored, stem: str, weight: WeightPlan) -> None:
     assert q.scale is not None
     grouped, axis = q.group_size is not None, q.channel_axis
     turned = codes.swapaxes(-1, -2)
-    stored.expect(dtype, {f"{stem}_codes": codes, f"{stem}_codes_turned": turned})
+    blocks = Blocks.of(stem, q)
+    every = {f"{stem}_codes": codes, f"{stem}_codes_turned": turned}
+    if blocks is not None:
+        every[f"{stem}_codes_blocks"] = blocks.split(codes)
+    stored.expect(dtype, every)
 
     def as_operand(parameter: np.ndarray) -> np.ndarray:
         """In the shape that DequantizeLinear takes: along the axis of the codes that it belongs to."""
@@ -151,6 +157,8 @@ def _expect_weight(stored: _Stored, stem: str, weight: WeightPlan) -> None:
 
     def spread(parameter: np.ndarray) -> np.ndarray:
         """In the shape that meets the codes in a Mul or Sub."""
+        if blocks is not None:
+            return blocks.spread(parameter)
         return parameter.reshape(
             [-1 if i == axis else 1 for i in range(codes.ndim)] if parameter.ndim else ()
         )
@@ -162,7 +170,9 @@ def _expect_weight(stored: _Stored, stem: str, weight: WeightPlan) -> None:
         scales[f"{stem}_scale_each"] = each
         stored.expect(dtype, {f"{stem}_zero_each": np.zeros(each.shape, codes.dtype)})
     stored.expect("FLOAT", scales)
-    if q.zero_point is not None:
+    if q.free_zero_point is not None:
+        stored.expect("FLOAT", {f"{stem}_offset": spread(q.free_zero_point.numpy())})
+    elif q.zero_point is not None:
         zero_point = q.zero_point.numpy()
         if f"{stem}_offset" in stored:
             stored.expect("FLOAT", {f"{stem}_offset": spread(zero_point)})

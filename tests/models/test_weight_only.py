@@ -1,0 +1,108 @@
+"""Weights alone in 4 bits: protected, and by half-quadratic splitting; as engines run them."""
+
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from fewbits.errors import InputError
+from fewbits.planning.recipe import PRESETS, ResolvedRecipe, read_recipe, write_recipe
+from fewbits.planning.scheme import Scheme
+from tests.stages import sqnr_db, write_files
+from tests.tiny import Tiny
+
+NET = Tiny(
+    """g (float[N, 128] x) => (float[N, 128] y) {
+        a = MatMul (x, w1)
+        b = MatMul (x, w2)
+        c = Add (a, b)
+        d = Relu (c)
+        y = MatMul (d, w3)
+    }""",
+    {"w1": (128, 128), "w2": (128, 128), "w3": (128, 128)},
+    {"x": ((128,), None)},
+)
+
+
+def changed(path, change):
+    """The net with its weights changed."""
+    proto = NET.proto(21)
+    for tensor in proto.graph.initializer:
+        array = change(numpy_helper.to_array(tensor)).astype(np.float32)
+        tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+    onnx.save(proto, path)
+    return path
+
+
+def closeness(path, data, feeds, recipe, folder, engine):
+    folder.mkdir()
+    toml = folder / "recipe.toml"
+    toml.write_text(write_recipe(ResolvedRecipe(recipe)), encoding="utf-8")
+    files = write_files(path, data, str(toml), folder, engine)
+    expected, checker = files.float_outputs(feeds), files.checker(feeds)
+    assert all(checker.difference(one) is None for one in files.candidates)
+    return min(sqnr_db(expected, files.session(one).run(feeds)) for one in files.candidates)
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_protected_weights_are_closer_where_some_activations_are_large(tmp_path, engine):
+    path = changed(tmp_path / "m.onnx", lambda array: array * np.where(np.arange(128) < 4, 0.05, 1)[:, None])
+    feeds = NET.samples(128)
+    feeds["x"][:, :4] *= 40
+    data, seen = {"x": feeds["x"][:64]}, {"x": feeds["x"][64:]}
+    got = [
+        closeness(path, data, seen, replace(PRESETS["w4_g128_awq"], protect=on), tmp_path / str(on), engine)
+        for on in (False, True)
+    ]
+    assert got[1] > got[0] + 3
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("per", ["group", "channel"])
+def test_zero_between_codes_is_closer_where_weights_lie_on_one_side(tmp_path, engine, per):
+    path = changed(tmp_path / "m.onnx", lambda array: array**2 + 0.01)
+    feeds, got = NET.samples(64), []
+    size = 64 if per == "group" else None
+    for scheme in (
+        Scheme("int4", per, size, range="mse"),
+        Scheme("int4", per, size, symmetric=False, range="half_quadratic"),
+    ):
+        rules = tuple(replace(rule, weights=scheme) for rule in PRESETS["w4_g64_hqq"].rules)
+        recipe = replace(PRESETS["w4_g64_hqq"], name="mine", rules=rules[-1:])
+        got.append(closeness(path, None, feeds, recipe, tmp_path / scheme.range, engine))
+    assert got[1] > got[0] + 3
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        ('weights = {qtype = "int4", range = "half_quadratic"}', "write symmetric=false"),
+        (
+            'weights = {qtype = "int8", per = "channel"}\n'
+            'activations = {qtype = "uint8", symmetric = false, range = "half_quadratic"}',
+            "is for weights",
+        ),
+    ],
+)
+def test_what_half_quadratic_ranges_are_not_for(tmp_path, rule, message):
+    path = tmp_path / "r.toml"
+    path.write_text(f'name = "mine"\n[[rules]]\nmatch = "*"\n{rule}\n', encoding="utf-8")
+    with pytest.raises(InputError, match=message):
+        read_recipe(str(path))
+
+
+def test_codes_are_not_multiplied_with_weights_whose_zero_lies_between_codes(tmp_path):
+    static = Scheme("uint8", symmetric=False)
+    free = Scheme("int8", "channel", symmetric=False, range="half_quadratic")
+    rule = replace(PRESETS["w8"].rules[0], weights=free, activations=static)
+    with pytest.raises(InputError, match="zero lies between codes"):
+        closeness(
+            NET.save(tmp_path / "m.onnx"),
+            NET.samples(8),
+            NET.samples(8),
+            replace(PRESETS["w8"], name="mine", rules=(rule,)),
+            tmp_path / "out",
+            "onnxruntime",
+        )
