@@ -14,7 +14,7 @@ from fewbits.methods.awq import find_protection
 from fewbits.methods.bias_correction import analytic_shift, mean_of_clipped
 from fewbits.methods.codebook import with_weighted_codebook
 from fewbits.methods.equalization import grouped
-from fewbits.methods.gptq import damped_moment, equal_rows, round_with_compensation
+from fewbits.methods.gptq import damped_moment, equal_rows, find_floor, round_with_compensation
 from fewbits.methods.patches import patches
 from fewbits.methods.range_search import search
 from fewbits.methods.rounding import round_weight
@@ -68,11 +68,12 @@ def decide(
         InputError: a static layer without observed ranges.
     """
     by_node = {a.layer.node: a for a in assigned}
-    sites, unbounded = _bounded(placement.sites, stats)
+    sites, unbounded = _bounded(placement.sites, stats, target)
     if unbounded and target.integer_only:
+        node, why = min(unbounded.items())
         raise InputError(
-            f"recipe {recipe.name!r}: what {sorted(unbounded)[0]!r} reads is NaN or infinite for some samples, so no "
-            "range holds it; leave it in float with --float-fallback, or mask with a finite number in the model"
+            f"recipe {recipe.name!r}: what {node!r} reads {why}, so no range holds it; leave it in float with "
+            "--float-fallback, mask with a finite number in the model, or calibrate with data that reaches it"
         )
     default = next((a.activations for a in by_node.values() if a.activations is not None), None)
     activations = []
@@ -91,7 +92,7 @@ def decide(
     uses = Counter(weight.name for a in by_node.values() for weight in a.layer.weights)
     alone = {name for name, count in uses.items() if count == 1}  # one table for all readers, not one each
     compensated = alone if recipe.compensate and stats is not None else set()
-    scalings = ()
+    scalings: tuple[Scaling, ...] = ()
     if recipe.protect and stats is not None and not target.codes_throughout:
         scalings = tuple(_scalings(by_node.values(), alone, stats, target, weights))
     divisors = {edge.node: scaling.divisor for scaling in scalings for edge in scaling.readers}
@@ -99,9 +100,7 @@ def decide(
     multiplied = {weight.name for a in by_node.values() if a.activations for weight in a.layer.weights}
     narrowed = multiplied if target.saturates else set()
     plans = tuple(
-        LayerPlan(
-            a.layer.name, a.layer.op, node, float_reason="its input is NaN or infinite for some samples"
-        )
+        LayerPlan(a.layer.name, a.layer.op, node, float_reason=f"its input {unbounded[node]}")
         if node in unbounded
         else _layer(a, compensated, narrowed, inputs, divisors, stats, target, weights)
         for node, a in by_node.items()
@@ -111,16 +110,28 @@ def decide(
     return Plan(recipe.name, target, plans, tuple(activations), recipe.io, scalings)
 
 
-def _bounded(sites: Sequence[Site], stats: Stats | None) -> tuple[list[Site], set[str]]:
-    """The sites that a range can hold, and the nodes that read the others."""
+def _bounded(sites: Sequence[Site], stats: Stats | None, target: Target) -> tuple[list[Site], dict[str, str]]:
+    """The sites that a range can hold, and by the nodes that read the others what is wrong with what they read."""
     kept: list[Site] = []
-    unbounded: set[str] = set()
+    unbounded: dict[str, str] = {}
     for site in sites:
-        if site.fixed_range is not None or stats is None or stats[site.range_of].finite:
+        why = None if site.fixed_range is not None or stats is None else _no_range(stats, site, target)
+        if why is None:
             kept.append(site)
         else:
-            unbounded.update(edge.node for edge in (*site.readers, *site.through))
+            unbounded |= {edge.node: why for edge in (*site.readers, *site.through)}
     return kept, unbounded
+
+
+def _no_range(stats: Stats, site: Site, target: Target) -> str | None:
+    seen = stats.tensors.get(site.range_of)
+    if seen is None:
+        return "is reached by no sample"
+    if not seen.finite:
+        return "is NaN or infinite for some samples"
+    if seen.histogram.minimum == seen.histogram.maximum == 0 and not target.integer_only:
+        return "is zero for every sample"
+    return None
 
 
 def _smoothing(
@@ -337,9 +348,10 @@ def _compensate(
         assert a.weights is not None
         low, high = code_limits(a.weights, target, narrow)
         assert low is not None and high is not None
+        floor = find_floor(rows[0], seen[0], steps[0], (low, high), noise, centered)
         codes = torch.stack(
             [
-                round_with_compensation(row, damped_moment(x, noise, centered), step, low, high)
+                round_with_compensation(row, damped_moment(x, noise, centered, floor), step, low, high)
                 for row, x, step in zip(rows, seen, steps, strict=True)
             ]
         )

@@ -29,6 +29,8 @@ def observe(
 ) -> Stats:
     """Stream the samples through and keep histograms, extremes and a few rows; memory does not grow with them.
 
+    A tensor that is empty for every sample is left out.
+
     Args:
         session: of a model that gives ``tensors`` as outputs; it runs the samples' feeds.
         samples: the calibration data.
@@ -58,9 +60,11 @@ def observe(
             examples.see(outputs[name])
         done += samples.size(feeds)
         progress(done)
-    kept = {name: examples.array() for name, examples in (rows | whole).items()}
+    kept = {name: examples.array() for name, examples in (rows | whole).items() if examples.kept}
     found = {}
     for name, watcher in watchers.items():
+        if not watcher.reached:
+            continue
         ends = channels.get(name)
         low, high = (None, None) if ends is None else (ends.low, ends.high)
         found[name] = TensorStats(watcher.histogram.build(), kept.get(name), low, high, watcher.finite)
@@ -78,8 +82,12 @@ class _Watcher:
     def __init__(self) -> None:
         self.histogram = HistogramBuilder()
         self.finite = True
+        self.reached = False
 
     def see(self, array: np.ndarray) -> None:
+        if not array.size:
+            return
+        self.reached = True
         flat = array.reshape(-1)
         low, high = float(flat.min()), float(flat.max())
         if not (np.isfinite(low) and np.isfinite(high)):
@@ -98,6 +106,8 @@ class _Channels:
         self.high: np.ndarray | None = None
 
     def see(self, rows: np.ndarray) -> None:
+        if not len(rows):
+            return
         low, high = rows.min(axis=0), rows.max(axis=0)
         self.low = low if self.low is None else np.minimum(self.low, low)
         self.high = high if self.high is None else np.maximum(self.high, high)
@@ -118,6 +128,8 @@ class _Examples:
         self.kept: list[tuple[int, np.ndarray]] = []
 
     def see(self, items: np.ndarray) -> None:
+        if not items.size:
+            return
         with np.errstate(over="ignore"):
             places = np.arange(self.seen, self.seen + len(items), dtype=np.uint64) * GOLDEN
         self.seen += len(items)

@@ -21,6 +21,7 @@ from fewbits.figures import Outcome
 from fewbits.learn import SPENT, Lesson, adopt, learning_target
 from fewbits.learned import with_learned
 from fewbits.models.network import UnsupportedError
+from fewbits.notices import notices
 from fewbits.observe import observe
 from fewbits.planning.plan import Placement, Plan
 from fewbits.planning.recipe import Recipe, assign
@@ -279,6 +280,10 @@ def equalized(
 
     It is the same function as the original, with channels rescaled where the recipe says so and rounding gains by it.
     """
+    known = stats if draft.recipe.uses_data else None
+    for one in notices(draft.assigned, known, run.model.weight):
+        if one not in run.notes:
+            run.notes.append(one)
     if not draft.recipe.equalize or not run.model.info.links:
         return run, stats
     with run.stage("equalize"), one_torch_thread():

@@ -18,6 +18,7 @@ from torch import Tensor
 STRENGTHS = (0.5, 0.75, 1.0)  # of the reach of a channel is divided away
 LARGEST_RATIO = 1e4  # between two divisors: what hardly ever spoke must not drown the others when it does
 ENOUGH = 2.0  # times less noise is worth another graph
+LEAST = 128  # values of each channel have to be seen: one sample says that channels are all constant
 SIGMAS = 3.0  # below its mean a channel is taken to stay above
 
 
@@ -28,17 +29,19 @@ class Seen:
     Attributes:
         low, high: extremes.
         mean, energy: the mean, and the mean square.
+        count: of values seen of each channel.
     """
 
     low: Tensor
     high: Tensor
     mean: Tensor
     energy: Tensor
+    count: int
 
     def shifted(self, shift: Tensor) -> Seen:
         """Of the activation less ``shift``."""
         energy = self.energy - 2 * shift * self.mean + shift.square()
-        return Seen(self.low - shift, self.high - shift, self.mean - shift, energy)
+        return Seen(self.low - shift, self.high - shift, self.mean - shift, energy, self.count)
 
     @property
     def reach(self) -> Tensor:
@@ -77,7 +80,7 @@ class Equalized:
 def find_equalization(
     first: Tensor, second: Tensor, seen: Seen | None, grid: Grid, shiftable: bool
 ) -> Equalized | None:
-    """The divisor and shift of least noise; None where it is not :data:`ENOUGH` less than without.
+    """The divisor and shift of least noise; None where it is not :data:`ENOUGH` less, or too little was seen.
 
     Args:
         first: float32 [channels, k], the weights that each channel is the sum of.
@@ -86,6 +89,8 @@ def find_equalization(
         grid: how all of it is rounded.
         shiftable: a constant may be moved from the first layer's bias to the second's.
     """
+    if seen is not None and seen.count < LEAST:
+        return None
     channels = len(first)
     none = torch.zeros(channels)
     shift = none if seen is None or not shiftable else absorbed(seen)
@@ -173,4 +178,6 @@ def grouped(weight: Tensor, channels: int) -> Tensor:
 def seen_of(examples: Tensor, axis: int) -> Seen:
     """What some samples of an activation, float32 of any shape, show of its channels, which lie along ``axis``."""
     flat = examples.movedim(axis, 0).flatten(1)
-    return Seen(flat.amin(dim=1), flat.amax(dim=1), flat.mean(dim=1), flat.square().mean(dim=1))
+    return Seen(
+        flat.amin(dim=1), flat.amax(dim=1), flat.mean(dim=1), flat.square().mean(dim=1), flat.shape[1]
+    )

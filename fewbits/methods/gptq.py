@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 BLOCK = 32  # columns whose updates are applied one by one; what is right of them waits for a matrix product
-FLOOR = 0.01  # of the mean energy of inputs is added to each
+FLOOR = 0.01  # of the mean energy of inputs is added to each, where nothing tells how much
+FLOORS = (0.001, 0.01, 0.1)  # are tried otherwise
+TRIED = 32  # outputs tell which of them is best
 
 
 def round_with_compensation(weight: Tensor, moment: Tensor, scale: Tensor, qmin: int, qmax: int) -> Tensor:
@@ -76,19 +78,59 @@ def equal_rows(inputs: Tensor) -> Tensor:
     return inputs * (energy.mean() / energy.clamp(min=1e-30)).sqrt()
 
 
-def damped_moment(inputs: Tensor, noise: float, centered: bool) -> Tensor:
+def find_floor(
+    weight: Tensor, inputs: Tensor, scale: Tensor, codes: tuple[int, int], noise: float, centered: bool
+) -> float:
+    """How much damping rounds best for inputs that it was not found on: a share of their mean energy.
+
+    Rounded against every other row of the inputs, some of the weight's rows are judged by the rest.
+
+    Args:
+        weight, scale: as for :func:`compensated`.
+        inputs: float32 [n, k], rows.
+        codes: the lowest and the highest.
+        noise, centered: as for :func:`damped_moment`.
+    """
+    energy = float(inputs.square().mean())
+    if len(inputs) < 4 or noise >= max(FLOORS) * energy:
+        return FLOOR
+    judging = inputs[1::2]
+    if centered:
+        judging = judging - judging.mean(dim=0)
+    every = max(1, len(weight) // TRIED)
+    some, steps = weight[::every], scale.expand_as(weight)[::every]
+
+    def error(floor: float) -> float:
+        found = round_with_compensation(
+            some, damped_moment(inputs[::2], noise, centered, floor), steps, *codes
+        )
+        return float((judging @ (found * steps - some).T).square().sum())
+
+    return min(FLOORS, key=error)
+
+
+def damped_moment(inputs: Tensor, noise: float, centered: bool, floor: float = FLOOR) -> Tensor:
     """Second moment of input rows, float32 [n, k], plus the variance that rounding the inputs adds to each.
 
     ``centered`` leaves the mean out: the layer's bias takes what error it brings. ``noise`` is that variance (step
-    squared over 12). A floor keeps the matrix positive definite where inputs are constant or there are fewer rows than
-    columns.
+    squared over 12). A ``floor``, a share of the mean energy, keeps the matrix positive definite where inputs are
+    constant or there are fewer rows than columns.
     """
     if centered:
         inputs = inputs - inputs.mean(dim=0)
-    return damped(inputs.T @ inputs / len(inputs), noise)
+    return damped(inputs.T @ inputs / len(inputs), noise, floor)
 
 
 def damped(moment: Tensor, noise: float = 0.0, floor: float = FLOOR) -> Tensor:
-    """A second moment, float32 [k, k], in place: plus ``noise`` on its diagonal, or ``floor`` of its mean if more."""
-    moment.diagonal().add_(max(noise, floor * float(moment.diagonal().mean()) + 1e-12))
+    """A second moment, float32 [k, k], in place: plus ``noise`` on its diagonal, or a floor where that is more.
+
+    ``floor`` is a share of the mean of the diagonal. Where the matrix is still not positive definite, for all that
+    float32 knows of it, ten times as much is added until it is.
+    """
+    least = floor * float(moment.diagonal().mean()) + 1e-12
+    added = max(noise, least)
+    moment.diagonal().add_(added)
+    while int(torch.linalg.cholesky_ex(moment).info) and added < float("inf"):
+        moment.diagonal().add_(9 * added)
+        added *= 10
     return moment

@@ -23,6 +23,7 @@ QUANTILES = (
     0.97,
 )  # of the channels' reaches: what reaches further is divided down to it
 MAX_ROWS = 512  # judge a divisor
+LEAST_ROWS = 16  # of fewer, channels that happen to be small would be taken to stay so
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,8 @@ def find_smoothing(
         left = [x @ round_weight(weight) - t for weight, t in zip(matrices, target, strict=True)]
         return Smoothing(divisor, bottom, top, float((_energy(left) / energy).mean()))
 
+    if len(rows) < LEAST_ROWS:
+        return judged(None)
     tried = (judged(divisor) for divisor in (None, *_divisors(low, high, weights)))
     return min(tried, key=lambda one: one.error)
 

@@ -264,10 +264,10 @@ def _few(bits: int) -> Recipe:
     return Recipe(f"w{bits}", rules, text, compensate=True, learn=True, correct=True)
 
 
-def _linear4(name: str, weights: Scheme, text: str, **switches: bool) -> Recipe:
+def _linear4(name: str, weights: Scheme, text: str, protect: bool = False) -> Recipe:
     """Linear layers in 4 bits, the rest in 8."""
     rules = (Rule("MatMul", weights), Rule("Gemm", weights), Rule("*", INT8_CHANNEL))
-    return Recipe(name, rules, text, **switches)
+    return Recipe(name, rules, text, protect=protect)
 
 
 def _w4(group_size: int) -> Recipe:

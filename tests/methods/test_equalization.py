@@ -154,3 +154,9 @@ def test_nothing_but_zeros(data):
         torch.zeros_like(one) for one in (pair.first, pair.bias, pair.second)
     )
     assert pair.found(PER_TENSOR, data=data) is None
+
+
+def test_a_single_sample_says_too_little():
+    pair = Pair(7, spread=300.0)
+    seen = seen_of(pair.between()[:1, :, :1, :1], 1)
+    assert find_equalization(pair.first.flatten(1), grouped(pair.second, 16), seen, W8A8, True) is None
