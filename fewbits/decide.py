@@ -258,7 +258,7 @@ def _layer(
     shift = None
     if plans and plans[0].name in compensated:
         assert stats is not None
-        seen = _input_rows(layer, activation, divisors.get(layer.node), stats)
+        seen = input_rows(layer, activation, divisors.get(layer.node), stats)
         plans[0], shift = _compensate(a, plans[0], activation, seen, target, plans[0].name in narrowed)
     bias = None
     if layer.bias is not None and plans and plans[0].codes is not None and activation is not None:
@@ -320,7 +320,7 @@ def _compensate(
     target: Target,
     narrow: bool,
 ) -> tuple[WeightPlan, np.ndarray | None]:
-    """Round the weight against what was seen of the layer's input (see :func:`_input_rows`).
+    """Round the weight against what was seen of the layer's input (see :func:`input_rows`).
 
     And the mean error that is left, float32 [channels], where the bias is written anew and can take it.
     """
@@ -371,7 +371,7 @@ def _per_element(columns: torch.Tensor, layer: LayerInfo) -> torch.Tensor:
     return each.reshape(channels, *rest).movedim(0, info.channel_axis)
 
 
-def _input_rows(
+def input_rows(
     layer: LayerInfo, activation: ActivationPlan | None, divisor: np.ndarray | None, stats: Stats
 ) -> tuple[torch.Tensor, torch.Tensor] | None:
     """What the weight is multiplied with, float32 [groups, n, columns]: as it is, and as it is after quantization."""

@@ -6,7 +6,8 @@ import hashlib
 import platform
 import shutil
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,9 +17,11 @@ from fewbits import __version__
 from fewbits.candidates import ORIGINAL, Candidate, Written
 from fewbits.choose import Choice, Limits
 from fewbits.contest import spelled_out
+from fewbits.damage import only, worst
 from fewbits.ending import Ending
 from fewbits.engines.cpu import Cpu
 from fewbits.engines.engine import Engine, get, literal_session
+from fewbits.errors import EngineError
 from fewbits.fallback import Fallback
 from fewbits.figures import Figures, Outcome
 from fewbits.handover import REPORT
@@ -32,7 +35,8 @@ from fewbits.planning.target import WeightForm
 from fewbits.report import record as r
 from fewbits.report.histogram import histogram
 from fewbits.report.html import render
-from fewbits.scoring import Scoring
+from fewbits.scoring import Scoring, scored
+from fewbits.sensitivity import error_db, outputs_of
 from fewbits.signatures import Finding
 from fewbits.trying import Tried
 
@@ -69,6 +73,7 @@ def describe(
     layers: tuple[r.Layer, ...] = ()
     left: tuple[r.LeftInFloat, ...] = ()
     shown = None
+    measured: Mapping[str, tuple[float, float | None]] = {}
     files: tuple[r.File, ...] = ()
     if saved is not None:
         files = _artifacts(run, saved.candidate, folder)
@@ -77,6 +82,7 @@ def describe(
             layers = _layers(run, saved.candidate, plan)
             left = _left_in_float(run, plan)
             shown = _histogram(plan)
+            measured = _alone(run, saved.candidate, plan, tried, scoring)
     report = r.Report(
         fewbits=__version__,
         machine=_machine(run),
@@ -112,6 +118,7 @@ def describe(
         candidates=tuple(_candidate(run, one, figures, choice, saved) for one in outcomes),
         layers=layers,
         left_in_float=left,
+        sensitivity=tuple(_damages(tried, saved, measured)),
         fallbacks=tuple(_fallback(one, figures) for one in tried.fallbacks),
         signatures=_signatures(run, findings),
         bytes_by_dtype=dict(saved.candidate.file.bytes_by_dtype) if saved else {},
@@ -226,6 +233,47 @@ def _fallback(found: Fallback, figures: Figures) -> r.Fallback:
             for step in found.steps
         ),
     )
+
+
+def _damages(
+    tried: Tried, saved: Outcome | None, measured: Mapping[str, tuple[float, float | None]]
+) -> Iterator[r.Damage]:
+    recipe = None if saved is None else saved.candidate.recipe
+    for name, found in tried.damages.items():
+        for one in found:
+            output, score = measured.get(one.layer, (None, None)) if name == recipe else (None, None)
+            sqnr = None if one.sqnr_db == float("inf") else one.sqnr_db
+            yield r.Damage(
+                recipe=name,
+                layer=one.layer,
+                scheme=one.scheme,
+                sqnr_db=sqnr,
+                output_sqnr_db=output,
+                metric=score,
+            )
+
+
+def _alone(
+    run: Run, saved: Candidate, plan: Plan, tried: Tried, scoring: Scoring
+) -> dict[str, tuple[float, float | None]]:
+    """The layers that hurt most of what is saved, each alone: SQNR of the model's outputs, dB, and the score."""
+    model, found = saved.file.model, {}
+    if run.ending.early or model is None or plan.target.codes_throughout:
+        return {}
+    batches = run.scoring.some(DESCRIBED_SAMPLES, 1)
+    with run.stage("sensitivity"):
+        expected = outputs_of(run.model.path, saved.settings, run.scoring, batches)
+        for layer in plan.layers:
+            if layer.name in worst(tried.damages.get(saved.recipe, ())):
+                path = run.folder / f"alone.{run.model.format}"
+                model.write(only(plan, layer.node), path)
+                try:
+                    got = outputs_of(path, saved.settings, run.scoring, batches)
+                except EngineError:  # a form of this layer that the engine runs only beside others
+                    continue
+                one = scored(run, replace(saved, file=replace(saved.file, path=path)), scoring)
+                found[layer.name] = (-error_db(expected, got), one.score)
+    return found
 
 
 def _artifacts(run: Run, saved: Candidate, folder: Path) -> tuple[r.File, ...]:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from fewbits.candidates import Candidate, Draft
 from fewbits.decide import decide
-from fewbits.engines.engine import get
+from fewbits.engines.engine import EngineSettings, get
 from fewbits.fallback import alone
+from fewbits.feeding import Feeds
 from fewbits.models.model import Model
 from fewbits.planning.stats import Stats
 from fewbits.samples import Samples
@@ -42,23 +43,32 @@ def sensitivity(
     assert draft is not None
     batches = samples.some(SAMPLES, BATCH)
 
-    def outputs(path: Path) -> list[np.ndarray]:
-        session = samples.session(get(candidate.settings.engine).compile(path, candidate.settings))
-        return [array.astype(np.float64) for one in batches for array in session.run(one).values()]
-
     def written(one: Draft) -> Path:
         placement = model.place(one.assigned, one.target)
         path = folder / "alone.onnx"
         model.write(decide(one.recipe, one.assigned, placement, stats, one.target, model.weight), path)
         return path
 
-    expected = outputs(model.path)
-    signal = sum(float(np.square(array).sum()) for array in expected)
+    expected = outputs_of(model.path, candidate.settings, samples, batches)
     layers = [a.layer.name for a in draft.assigned if a.activations is not None and a.layer.weights]
     found = {}
     for number, layer in enumerate(layers):
         progress(number, len(layers))
-        got = outputs(written(alone(draft, layer)))
-        noise = sum(float(np.square(a - b).sum()) for a, b in zip(expected, got, strict=True))
-        found[layer] = float(10 * np.log10(max(noise, 1e-30) / max(signal, 1e-30)))
+        got = outputs_of(written(alone(draft, layer)), candidate.settings, samples, batches)
+        found[layer] = error_db(expected, got)
     return found
+
+
+def outputs_of(
+    path: Path, settings: EngineSettings, samples: Samples, batches: Sequence[Feeds]
+) -> list[np.ndarray]:
+    """What a file gives for some batches in an engine, float64, output by output."""
+    session = samples.session(get(settings.engine).compile(path, settings))
+    return [array.astype(np.float64) for one in batches for array in session.run(one).values()]
+
+
+def error_db(expected: Sequence[np.ndarray], got: Sequence[np.ndarray]) -> float:
+    """Energy of the difference over that of what was expected, dB."""
+    signal = sum(float(np.square(array).sum()) for array in expected)
+    noise = sum(float(np.square(a - b).sum()) for a, b in zip(expected, got, strict=True))
+    return float(10 * np.log10(max(noise, 1e-30) / max(signal, 1e-30)))

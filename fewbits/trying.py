@@ -6,12 +6,13 @@ import math
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fewbits.candidates import Candidate, Draft, Written, names_and_settings
 from fewbits.correct import corrected
+from fewbits.damage import Damages, LayerDamage, damage
 from fewbits.decide import decide
 from fewbits.engines.engine import EngineSettings, reads, yardstick
 from fewbits.equalize import find_rescalings
@@ -38,11 +39,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Tried:
-    """What was tried, and by name what was not because the run ended early."""
+    """What was tried, and by name what was not because the run ended early; what each recipe does to each layer."""
 
     outcomes: list[Outcome]
     fallbacks: tuple[Fallback, ...]
     left: tuple[str, ...]
+    damages: Damages = field(default_factory=dict)
 
 
 def different(run: Run, planned: Sequence[Draft]) -> tuple[Draft, ...]:
@@ -93,6 +95,7 @@ def try_in_turn(
     ready: dict[str, tuple[Run, Stats | None]] = {}
     learned: dict[str, Plan | None] = {}
     fallbacks: list[Fallback] = []
+    damages: dict[str, tuple[LayerDamage, ...]] = {}
     with run.ending.keeping(lambda: len(outcomes) > len(originals)):
         for number, (draft, names) in enumerate(zip(planned, ways, strict=True)):
             run.ending.check()
@@ -114,6 +117,9 @@ def try_in_turn(
                 run.notes.append(why_not)
                 pointless |= names.keys()
                 continue
+            if recipe.name not in damages and file.plan is not None:
+                with run.stage("write"), one_torch_thread():
+                    damages[recipe.name] = damage(file.plan, run.model.info.layers, seen)
             for name, settings in names.items():
                 run.ending.check()
                 with run.stage("score"):
@@ -128,7 +134,7 @@ def try_in_turn(
         begun = [one.start for one in fallbacks]
         losers = [one for one in losing(outcomes, scoring.drop, most) if one not in begun]
         left += [f"{one.candidate.name}, with layers raised" for one in losers]
-    return Tried(outcomes + [one.last for one in fallbacks], tuple(fallbacks), tuple(left))
+    return Tried(outcomes + [one.last for one in fallbacks], tuple(fallbacks), tuple(left), damages)
 
 
 def _written(

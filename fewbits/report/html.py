@@ -45,6 +45,7 @@ def render(report: Report) -> str:
             forest=plots.forest(report),
             throughput=view.throughput(report),
             track=plots.layer_track(report.layers),
+            heat=plots.heat_map(report),
             mirror=plots.mirror(report.histogram) if report.histogram else None,
             latency_decimals=words.decimals_for(c.latency_ms.p50 for c in report.candidates),
             top_sqnr=max(

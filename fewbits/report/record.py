@@ -281,6 +281,20 @@ class Fallback(Record):
     steps: tuple[FallbackStep, ...]
 
 
+class Damage(Record):
+    """What a recipe's rounding does to one layer."""
+
+    recipe: str
+    layer: str
+    scheme: str
+    sqnr_db: Number = None
+    """Of the layer's own output, on float inputs; of its weights where nothing was seen of its input. None: exact."""
+    output_sqnr_db: Number = None
+    """Of the model's outputs with this layer alone rounded, measured in the engine; for a few layers."""
+    metric: Number = None
+    """The score of that file."""
+
+
 class Signature(Record):
     """A function of the file beside the main one, which all else is about; what is not known of it is None."""
 
@@ -353,6 +367,8 @@ class Report(Record):
     layers: tuple[Layer, ...] = ()
     left_in_float: tuple[LeftInFloat, ...] = ()
     fallbacks: tuple[Fallback, ...] = ()
+    sensitivity: tuple[Damage, ...] = ()
+    """Every layer of every recipe that was tried."""
     stages: tuple[Stage, ...] = ()
     """Of training, in their order, the model as it came first; see ``fewbits train``."""
     signatures: tuple[Signature, ...] = ()
