@@ -462,6 +462,10 @@ def layer_track(layers: Sequence[Layer]) -> LayerTrack | None:
     )
 
 
+_COLD, _HOT = 60.0, 10.0
+"""dB: a thousandth of the signal is lost, which nothing notices, and a third of it."""
+
+
 @dataclass(frozen=True)
 class Heat:
     """One cell of the heat map: a layer under a recipe; ``share`` is 0 for the closest and 1 for the most lost."""
@@ -488,25 +492,23 @@ def heat_map(report: Report) -> HeatMap | None:
         return None
     recipes = tuple(dict.fromkeys(one.recipe for one in report.sensitivity))
     layers = tuple(dict.fromkeys(one.layer for one in report.sensitivity))
-    known = [one.sqnr_db for one in report.sensitivity if one.sqnr_db is not None]
-    low, high = min(known, default=0.0), max(known, default=1.0)
     cells = {(one.layer, one.recipe): one for one in report.sensitivity}
 
     def cell(layer: str, recipe: str) -> Heat | None:
         one = cells.get((layer, recipe))
         if one is None:
             return None
-        share = 0.0 if one.sqnr_db is None else (high - one.sqnr_db) / max(high - low, 1e-9)
+        lost = 0.0 if one.sqnr_db is None else (_COLD - one.sqnr_db) / (_COLD - _HOT)
         measured = None
         if one.output_sqnr_db is not None:
             score = "" if one.metric is None else f", {words.score(one.metric, report.metric)}"
             measured = f"{words.decibel(one.output_sqnr_db)}{score}"
         text = "exact" if one.sqnr_db is None else words.number(one.sqnr_db, 0)
         tip = f"{layer}\n{recipe}: {one.scheme}\n{words.decibel(one.sqnr_db)}"
-        return Heat(round(share, 3), text, tip, measured)
+        return Heat(round(min(max(lost, 0.0), 1.0), 3), text, tip, measured)
 
     rows = tuple((layer, tuple(cell(layer, recipe) for recipe in recipes)) for layer in layers)
-    return HeatMap(recipes, rows, words.decibel(low), words.decibel(high))
+    return HeatMap(recipes, rows, words.decibel(_HOT), words.decibel(_COLD))
 
 
 @dataclass(frozen=True)
