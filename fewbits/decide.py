@@ -12,7 +12,7 @@ import torch
 from fewbits.errors import InputError
 from fewbits.methods.awq import find_protection
 from fewbits.methods.bias_correction import analytic_shift, mean_of_clipped
-from fewbits.methods.codebook import with_weighted_codebook
+from fewbits.methods.codebook import with_one_codebook, with_weighted_codebook
 from fewbits.methods.equalization import grouped
 from fewbits.methods.gptq import damped_moment, equal_rows, find_floor, round_with_compensation
 from fewbits.methods.patches import patches
@@ -105,6 +105,8 @@ def decide(
         else _layer(a, compensated, narrowed, inputs, divisors, stats, target, weights)
         for node, a in by_node.items()
     )
+    if recipe.share:
+        plans = tuple(_shared(plans, by_node, divisors, stats))
     if recipe.correct and stats is None:
         plans = tuple(_corrected(plan, by_node[plan.node].layer, weights) for plan in plans)
     return Plan(recipe.name, target, plans, tuple(activations), recipe.io, scalings)
@@ -274,6 +276,32 @@ def _layer(
         note=note,
         inside=layer.inside is not None,
     )
+
+
+def _shared(
+    plans: Sequence[LayerPlan],
+    by_node: Mapping[str, Assignment],
+    divisors: Mapping[str, np.ndarray],
+    stats: Stats | None,
+) -> Iterator[LayerPlan]:
+    """The layers, with one codebook for all weights that are codes of a learned one of the same format."""
+    kinds: dict[str, dict[str, tuple[WeightPlan, torch.Tensor | None]]] = {}
+    for plan in plans:
+        for weight in plan.weights:
+            if weight.codes is not None and weight.codes.codebook is not None:
+                layer = by_node[plan.node].layer
+                inputs = None if stats is None else input_rows(layer, None, divisors.get(plan.node), stats)
+                energy = None if inputs is None else _per_element(inputs[0].square().mean(dim=1), layer)
+                kinds.setdefault(weight.codes.qtype.name, {})[weight.name] = weight, energy
+    found: dict[str, QTensor] = {}
+    for members in kinds.values():
+        codes = [weight.codes for weight, _ in members.values() if weight.codes is not None]
+        values = [torch.from_numpy(weight.values) for weight, _ in members.values()]
+        one = with_one_codebook(codes, values, [energy for _, energy in members.values()])
+        found |= dict(zip(members, one, strict=True))
+    for plan in plans:
+        weights = tuple(replace(one, codes=found.get(one.name, one.codes)) for one in plan.weights)
+        yield replace(plan, weights=weights)
 
 
 def _corrected(plan: LayerPlan, layer: LayerInfo, weights: Weights) -> LayerPlan:

@@ -64,6 +64,8 @@ class Lesson:
         self._network = model.network()
         self._quantized = Learnable(model, self._network, plan)
         self._blocks = self._network.blocks(self._quantized.nodes)
+        if not self._blocks:
+            raise UnsupportedError("no layer has weights that learn")
         self._batch = samples.batch
         self._spent = spent if self._batch is None else replace(spent, batch=self._batch)
         self._finish = replace(self._spent, pace=FINISH)

@@ -143,12 +143,24 @@ class Learnable:
         if self._infos[layer.node].kind not in LEARNED_KINDS or q is None:
             return False
         if q.codebook is not None:
-            return q.codebook.dim() == 1
+            return q.codebook.dim() == 1 and not self._shared(weight)
         if q.zero_point is not None or q.free_zero_point is not None or q.scale is None:
             return False
         return q.qtype.kind in ("int", "ternary") or (
             q.qtype.kind == "binary" and self._kinds.sign is not None
         )
+
+    def _shared(self, weight: WeightPlan) -> bool:
+        """Another weight has the same codebook, so that none of them can learn it."""
+        assert weight.codes is not None and weight.codes.codebook is not None
+        mine = weight.codes.codebook
+        books = (
+            one.codes.codebook
+            for layer in self._plan.layers
+            for one in layer.weights
+            if one.name != weight.name and one.codes is not None
+        )
+        return any(book is not None and torch.equal(book, mine) for book in books)
 
     def _codes(self, layer: LayerPlan) -> LearnedWeight | None:
         """The learned codes of a layer's weight."""

@@ -51,6 +51,7 @@ class Recipe:
     they gave in float. These need data.
     ``protect`` multiplies weights of linear layers that large activations meet, and divides the activations, before
     rounding weights alone; it needs data.
+    ``share`` gives all layers whose weights have a learned codebook the same one; it is then not learned further.
     ``correct`` takes the mean error of each layer's output out of its bias: with data layer after layer, without where
     a batch norm says what the layer's input is like.
     ``io`` is what a file whose operators hand codes to each other takes and gives: floats, or the codes themselves.
@@ -68,6 +69,7 @@ class Recipe:
     equalize: bool = False
     correct: bool = False
     protect: bool = False
+    share: bool = False
 
     @property
     def needs_data(self) -> bool:
@@ -399,6 +401,7 @@ class _RecipeFile(BaseModel):
     equalize: bool = False
     correct: bool = False
     protect: bool = False
+    share: bool = False
     effort: Effort | None = None
     io: IO = "float"
     float_fallback: bool = False
@@ -497,6 +500,7 @@ def read_recipe(name_or_path: str, weights: Sequence[str] = WEIGHT_QTYPES) -> Re
         parsed.equalize,
         parsed.correct,
         parsed.protect,
+        parsed.share,
     )
     return ResolvedRecipe(
         recipe, parsed.engine, parsed.precision, parsed.placement, parsed.seed, parsed.effort
@@ -533,6 +537,7 @@ def write_recipe(resolved: ResolvedRecipe) -> str:
     document["equalize"] = recipe.equalize
     document["correct"] = recipe.correct
     document["protect"] = recipe.protect
+    document["share"] = recipe.share
     if recipe.io != "float":
         document["io"] = recipe.io
     if recipe.float_fallback:

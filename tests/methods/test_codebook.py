@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fewbits.methods.codebook import with_weighted_codebook
+from fewbits.methods.codebook import with_one_codebook, with_weighted_codebook
 from fewbits.numerics import quantize
 
 
@@ -33,3 +33,23 @@ def test_few_different_weights_are_kept_exactly():
     weight = torch.tensor([[0.0, 1.0, 2.0, 1.0] * 16])
     q = with_weighted_codebook(quantize(weight, "codebook4", search="mse"), weight, torch.ones(64))
     assert torch.equal(q.dequantize(), weight)
+
+
+def test_one_codebook_for_layers_of_different_size_serves_each():
+    weights, inputs = zip(*(case(seed) for seed in range(3)), strict=True)
+    weights = [weight * size for weight, size in zip(weights, (1.0, 0.5, 1.5), strict=True)]
+    plain = [quantize(weight, "codebook4", search="mse") for weight in weights]
+    energies = [x.square().mean(0) for x in inputs]
+    shared = with_one_codebook(plain, weights, energies)
+    assert all(torch.equal(one.codebook, shared[0].codebook) for one in shared)
+
+    def noise(found):
+        parts = zip(inputs, found, weights, strict=True)
+        return [
+            float((x @ (q.dequantize() - w).T).square().sum() / (x @ w.T).square().sum()) for x, q, w in parts
+        ]
+
+    nearest = [quantize(weight, "int4", search="mse") for weight in weights]
+    assert max(noise(shared)) < 0.5 * max(noise(nearest))
+    alike = with_one_codebook(plain, weights, [None] * 3)
+    assert max(noise(shared)) < max(noise(alike))

@@ -106,3 +106,19 @@ def test_codes_are_not_multiplied_with_weights_whose_zero_lies_between_codes(tmp
             tmp_path / "out",
             "onnxruntime",
         )
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_one_codebook_for_all_layers(tmp_path, engine):
+    path, feeds = NET.save(tmp_path / "m.onnx", 21), NET.samples(64)
+    book = replace(PRESETS["w4_codebook"].rules[-1])
+    recipe = replace(PRESETS["w4_codebook"], name="mine", rules=(book,), share=True, correct=False)
+    toml = tmp_path / "recipe.toml"
+    toml.write_text(write_recipe(ResolvedRecipe(recipe)), encoding="utf-8")
+    files = write_files(path, feeds, str(toml), tmp_path, engine, effort="normal")
+    books = [layer.weights[0].codes.codebook.tolist() for layer in files.written[0].plan.layers]
+    assert books[0] == books[1] == books[2]
+    expected, checker = files.float_outputs(feeds), files.checker(feeds)
+    for one in files.candidates:
+        assert checker.difference(one) is None
+        assert sqnr_db(expected, files.session(one).run(feeds)) > 15
