@@ -271,8 +271,11 @@ def _alone(
                     got = outputs_of(path, saved.settings, run.scoring, batches)
                 except EngineError:  # a form of this layer that the engine runs only beside others
                     continue
-                one = scored(run, replace(saved, file=replace(saved.file, path=path)), scoring)
-                found[layer.name] = (-error_db(expected, got), one.score)
+                score = None
+                # What the user evaluates with is called for candidates alone.
+                if scoring.wish.of_model is None:
+                    score = scored(run, replace(saved, file=replace(saved.file, path=path)), scoring).score
+                found[layer.name] = (-error_db(expected, got), score)
     return found
 
 
