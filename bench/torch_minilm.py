@@ -12,7 +12,7 @@ import numpy as np
 
 from bench import models
 
-ROWS = 32
+ROWS = 128
 
 
 def outputs(variant: str, samples: dict[str, str]) -> int:

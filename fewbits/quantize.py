@@ -99,9 +99,9 @@ def _learned(
         raise InputError(f"effort is {effort!r}; allowed are {', '.join(STEPS)}")
     steps = STEPS[effort]
     spent = None if steps is None else Spent(steps, pace=PACE)
-    plan = rounded(module, recipe)
     narrow = not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(cpu().isa)
     with one_torch_thread():
+        plan = rounded(module, recipe)
         found = learned(module, plan.codes, data, spent, narrow=narrow, seed=seed, progress=progress)
     return assembled(module, replace(plan, codes=found.codes), found.floats)
 

@@ -51,7 +51,7 @@ class Wanted:
 
 WANTED = (
     Wanted("w4", "normal", 81.8, 13.5, 0.85),
-    Wanted("w3", "high", 81.0, 10.5, 0.70),
+    Wanted("w3", "normal", 81.0, 10.5, 0.70),
     Wanted("w2", "high", 76.0, 8.0),
 )
 

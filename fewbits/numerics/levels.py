@@ -30,7 +30,8 @@ def decode_levels(codes: Tensor, row: QType) -> Tensor:
     """The float32 levels that codes stand for, before the scale."""
     if row.kind == "float":
         return decode_float(codes, row)
-    return _levels(row, codes.device)[codes.int()]
+    # Several times as fast as an index
+    return _levels(row, codes.device).index_select(0, codes.reshape(-1).int()).view(codes.shape)
 
 
 @lru_cache(maxsize=64)
