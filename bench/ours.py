@@ -93,7 +93,7 @@ def refusal(source: str, calibration: str, precision: str, out: str) -> list[str
 
 
 def fallbacks(source: str, calibration: str, scored: str, out: str) -> dict[str, Any]:
-    """Original, `w8a8` without equalization and what falling back made of it, in each engine.
+    """Original, `w8a8` without equalization and what falling back made of it, and `w8a8` as it is, in each engine.
 
     Score, drop, and layers raised.
     """
@@ -124,6 +124,20 @@ def fallbacks(source: str, calibration: str, scored: str, out: str) -> dict[str,
                     "layers": ways[one.name].layers if one.name in ways else None,
                 }
             )
+    equalized = fb.compress(
+        source, calibration, eval=scored, recipe="w8a8", threads=THREADS, out=_place(f"{out}-equalized")
+    ).report
+    rows += [
+        {
+            "name": f"{one.name}, equalized",
+            "role": "fewbits",
+            "scores": {"top1": one.metric, "drop": one.drop, "raised": len(equalized.fallbacks)},
+            "relative": 100 * (one.drop or 0.0) / (equalized.metric.original or 1.0),
+            "layers": 1,
+        }
+        for one in equalized.candidates
+        if one.recipe == "w8a8"
+    ]
     return {"rows": rows}
 
 

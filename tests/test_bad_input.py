@@ -316,7 +316,7 @@ def test_unknown_preset_lists_the_presets(refused, model):
     [
         (
             PRESET_NEAR.format(match="*", qtype="int7"),
-            "'int7'; allowed here: int8, int4, int3, int2, codebook4, fp16, bf16",
+            "'int7'; allowed here: int8, int4, int3, int2, ternary, binary, codebook4, fp16, bf16",
         ),
         (PRESET_NEAR.format(match="MatMull", qtype="int8"), "near names: MatMul"),
         (PRESET_NEAR.format(match="*", qtype="int8") + "colour = 3\n", "colour"),

@@ -1,4 +1,4 @@
-"""A depthwise net on the digits with channels of very different size: `w8a8` alone loses far more than 1 %."""
+"""A depthwise net whose channels differ in size: 8 bits lose far more than 1 % unless these are equalized."""
 
 from __future__ import annotations
 
