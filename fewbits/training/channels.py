@@ -75,7 +75,7 @@ def prune_channels(
         raise InputError(f"prune_channels: importance is {importance!r}; allowed are 'l2' and 'taylor'")
     if importance == "taylor" and data is None:
         raise InputError("prune_channels: taylor needs data: batches of (inputs, targets)")
-    smaller = copy.deepcopy(module).eval()
+    smaller, example = copy.deepcopy(module).eval(), _beside(module, example)
     found = _walked(smaller, example)
     kinds = _kinds(found, exclude)
     if not kinds:
@@ -108,7 +108,7 @@ def prune_blocks(module: nn.Module, example: Any, blocks: Sequence[str]) -> nn.M
     Raises:
         InputError: no such submodule, one that is not called, or whose output has another shape than its input.
     """
-    smaller = copy.deepcopy(module)
+    smaller, example = copy.deepcopy(module), _beside(module, example)
     for name in blocks:
         try:
             block = smaller.get_submodule(name)
@@ -184,8 +184,14 @@ def count_macs(module: nn.Module, example: Any) -> int:
     Raises:
         InputError: the module cannot be exported.
     """
-    found = _walked(copy.deepcopy(module).eval(), example)
+    found = _walked(copy.deepcopy(module).eval(), _beside(module, example))
     return _Cost(found, found.roots()).total(set())
+
+
+def _beside(module: nn.Module, example: Any) -> Any:
+    """The example on the module's device."""
+    first = next(module.parameters(), None)
+    return example if first is None else moved(example, first.device)
 
 
 def _walked(module: nn.Module, example: Any) -> Dependencies:
