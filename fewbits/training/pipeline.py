@@ -29,7 +29,7 @@ from fewbits.source import open_source
 from fewbits.training.channels import count_macs, load_smaller, prune_blocks, prune_channels
 from fewbits.training.distil import distillation
 from fewbits.training.loop import Epoch, fit
-from fewbits.training.masks import keep_zeros, prune
+from fewbits.training.masks import Layer, keep_zeros, prune
 from fewbits.training.qat_module import qat
 
 Progress = Callable[[str, int, int], None]
@@ -132,7 +132,7 @@ class _Run:
                 written, _ = open_source(module, None, self.named(EXAMPLES), None, Path(scratch))
                 shutil.move(written, path)
             _whole(self.file(name, ".pt"), lambda part: torch.save(module.state_dict(), part))
-        weights = [one.weight for one in counted.modules() if isinstance(one, LAYERS)]
+        weights = [one.weight for one in counted.modules() if isinstance(one, Layer)]
         done = Finished(
             kind,
             name,
@@ -245,7 +245,6 @@ _STAGES: dict[str, Callable[..., Ran]] = {
     "distil": _distil,
     "qat": _qat,
 }
-LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 @dataclass(frozen=True)

@@ -18,13 +18,10 @@ from torch.nn.utils import parametrize
 from fewbits.errors import InputError
 from fewbits.training import (
     count_macs,
-    distillation,
-    fit,
     load_smaller,
     prune,
     prune_blocks,
     prune_channels,
-    qat,
 )
 from tests.training.nets import Branches, Depthwise, Perceptron, Residual, settled
 
@@ -155,22 +152,6 @@ def test_what_does_nothing_goes_first():
             torch.testing.assert_close(smaller(X), net(X), atol=1e-4, rtol=1e-4)
 
 
-def test_a_smaller_net_is_trained_rounded_and_exported(digits, tmp_path):
-    exact = digits.accuracy(digits.net)
-    smaller = prune_channels(
-        digits.net, digits.x[:2], macs=0.5, importance="taylor", data=list(digits.batches)[:4]
-    )
-    fit(smaller, digits.batches, epochs=3, lr=5e-3, objective=distillation(digits.net))
-    assert digits.accuracy(smaller) > exact - 6
-    student = qat(smaller, "w8a8", digits.calibration)
-    path = student.export(tmp_path / "m.onnx")
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    got = session.run(None, {session.get_inputs()[0].name: digits.x.numpy()})[0]
-    with torch.no_grad():
-        assert (got.argmax(1) == smaller(digits.x).argmax(1).numpy()).mean() > 0.95
-    assert np.isfinite(got).all()
-
-
 def test_the_example_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     runpy.run_path(str(EXAMPLE), run_name="__main__")
@@ -178,10 +159,14 @@ def test_the_example_runs(tmp_path, monkeypatch, capsys):
     exact, cut, taught, rounded = map(float, re.findall(r"([\d.]+) %", out))
     assert cut < taught and min(taught, rounded) > exact - 5
     assert float(re.findall("left: (.*)", out)[0]) <= 0.4
-    assert (tmp_path / "smaller.onnx").is_file()
+    session = onnxruntime.InferenceSession("smaller.onnx", providers=["CPUExecutionProvider"])
+    assert session.run(None, {session.get_inputs()[0].name: np.zeros((2, 1, 8, 8), np.float32)})[0].shape == (
+        2,
+        10,
+    )
 
 
-def test_what_is_refused(digits):
+def test_what_is_refused():
     net = made(Residual)
 
     def refused(said, module=net, example=X, **more):
