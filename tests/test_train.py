@@ -121,6 +121,7 @@ def test_stages_from_a_recipe_interrupted_and_gone_on_with(place, monkeypatch, c
     macs = [one.macs for one in report.stages]
     assert 0.4 * macs[0] < macs[1] <= 0.6 * macs[0] and len(set(macs[1:])) == 1
     assert [round(one.sparsity, 1) for one in report.stages] == [0, 0, 0.3, 0.3, 0.3, 0.3]
+    assert [one.error for one in report.candidates] == [None] * 5
     assert all(one.latency_ms.p50 for one in report.candidates)
     sizes = [one.size_bytes for one in report.candidates]
     assert sizes[-1] == Path("small-fewbits/digits.onnx").stat().st_size < sizes[1] < sizes[0]

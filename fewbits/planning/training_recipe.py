@@ -32,7 +32,7 @@ class _Taught(_Trained):
 class Prune(_Record):
     """Channels are removed: see :func:`fewbits.training.prune_channels`; ``batches`` tell what they are worth.
 
-    ``blocks`` are left out first: see :func:`fewbits.training.prune_blocks`; ``macs`` is the share of what is left.
+    ``blocks`` are left out after that: see :func:`fewbits.training.prune_blocks`; ``macs`` does not count them.
     """
 
     kind: Literal["prune"]

@@ -201,11 +201,11 @@ def _prune(run: _Run, stage: r.Prune, module: nn.Module, name: str, sparse: bool
         run.labelled(name)
         data = list(itertools.islice(run.batches(), stage.batches))
     example = run.example(EXAMPLES)
-    fewer = prune_blocks(module, example, stage.blocks)
-    if stage.blocks and stage.macs is None and stage.channels is None:
-        return fewer, ()
+    if stage.macs is None and stage.channels is None and stage.blocks:
+        return prune_blocks(module, example, stage.blocks), ()
+    # Channels first: what they are worth can be told as long as the model does what it learned.
     smaller = prune_channels(
-        fewer,
+        module,
         example,
         macs=stage.macs,
         channels=stage.channels,
@@ -214,7 +214,7 @@ def _prune(run: _Run, stage: r.Prune, module: nn.Module, name: str, sparse: bool
         multiple=stage.multiple,
         exclude=stage.exclude,
     )
-    return smaller, ()
+    return prune_blocks(smaller, example, stage.blocks), ()
 
 
 def _sparsify(run: _Run, stage: r.Sparsify, module: nn.Module, name: str, sparse: bool) -> Ran:
