@@ -86,8 +86,9 @@ def measure(tell: Tell) -> CaseResult:
         f"{size / 1e9:.2f} GB in {SHARDS} shards, bfloat16, normal random numbers; {THREADS} threads; every run in a "
         "process of its own, in turn. Imports are not counted in the time, and torch's are not in the memory. When a "
         "run begins the files are in the page cache and what was written before is on the disk; none flushes what it "
-        "writes. Copying is shutil.copytree into the same folder. Where memory is short the system makes writers wait "
-        "for the disk, copying most of all, so the fastest of the rounds are compared. Ranges are searched for the "
+        "writes. What numba compiles at the first run it keeps. Copying is shutil.copytree into the same folder. Where "
+        "memory is short the system makes writers wait for the disk, copying most of all, so the fastest of the rounds "
+        "are compared. Ranges are searched for the "
         "least squared error, or taken from the extremes."
     )
     return CaseResult(CASE.name, CASE.title, setting, COLUMNS, rows.rows, _checks(rows))
@@ -208,6 +209,7 @@ def quanto(source: str, out: str) -> dict[str, float]:
 
 def fewbits(source: str, out: str, recipe: str = RECIPE) -> dict[str, float]:
     """The same with fewbits, from the directory to the finished one with its report."""
+    import numba  # noqa: F401
     import torch  # noqa: F401
     from transformers import LlamaForCausalLM  # noqa: F401
 

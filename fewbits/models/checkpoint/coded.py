@@ -86,6 +86,10 @@ class Coded:
         """See :meth:`Form.encode`."""
         return {f"{weight.name}.{part}": value for part, value in stored_parts(q).items()}
 
+    def compiled(self, dtype: str, scheme: Scheme) -> None:
+        """See :meth:`Form.compiled`."""
+        return None
+
     def decode(
         self, weight: WeightInfo, dtype: str, scheme: Scheme, parts: Mapping[str, Tensor], rows: int
     ) -> tuple[QTensor, Tensor]:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from fewbits.methods.rounding import round_weight
+from fewbits.models.checkpoint.compiled import CompiledGroups, compiled_groups
 from fewbits.models.checkpoint.form import Held, Part
 from fewbits.models.checkpoint.stored import DTYPES
 from fewbits.numerics import QTensor, QType, find, unpack
@@ -108,6 +109,10 @@ class CompressedTensors:
             zeros = q.zero_point.reshape(rows, -1).t()
             parts[f"{name}_zero_point"] = _words(zeros, q.qtype).t().contiguous()
         return parts
+
+    def compiled(self, dtype: str, scheme: Scheme) -> CompiledGroups | None:
+        """See :meth:`Form.compiled`."""
+        return compiled_groups(_row(dtype, scheme), scheme) if dtype == "BF16" else None
 
     def decode(
         self, weight: WeightInfo, dtype: str, scheme: Scheme, parts: Mapping[str, Tensor], rows: int

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from fewbits.models.checkpoint.compiled import CompiledGroups
 from fewbits.models.checkpoint.stored import nbytes
 from fewbits.numerics import QTensor
 from fewbits.planning.model_info import LayerInfo, WeightInfo
@@ -82,6 +83,10 @@ class Form(Protocol):
 
     def encode(self, weight: WeightInfo, q: QTensor) -> Mapping[str, Tensor]:
         """The parts of a slice by name, each in its dtype."""
+        ...
+
+    def compiled(self, dtype: str, scheme: Scheme) -> CompiledGroups | None:
+        """What does the same for weights stored as ``dtype`` in one compiled pass; None where nothing does."""
         ...
 
     def decode(

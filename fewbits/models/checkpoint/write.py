@@ -211,15 +211,21 @@ def _quantize(
 ) -> Energy:
     assert one.layer is not None and one.scheme is not None
     weight = one.layer.weights[0]
+    compiled = form.compiled(one.entry.dtype, one.scheme)
     try:
-        q = form.round(values, weight, one.entry.dtype, one.scheme)
+        if compiled is None:
+            q = form.round(values, weight, one.entry.dtype, one.scheme)
+            parts = form.encode(weight, q)
+        else:
+            parts = compiled.parts(weight, values)
     except InputError as error:
         raise InputError(f"{one.source}: {error}") from None
-    parts = form.encode(weight, q)
     _put(one, part, parts, entries)
     read = _get(one, part, entries)
     for name, piece in read.items():
         _same(one, as_bytes(parts[name]), as_bytes(piece))
+    if compiled is not None:
+        return Energy(*compiled.energies(weight, values, read))
     again, loaded = form.decode(weight, one.entry.dtype, one.scheme, read, part.stop - part.start)
     _same(one, q.codes, again.codes)
     for word in ("scale", "zero_point", "free_zero_point", "codebook", "tensor_scale"):

@@ -52,15 +52,20 @@ class LikelyRanges:
     def grid(self, rows: Rows, codes: CodeRange) -> Grid:
         """The best grid found for each row; none loses more than the whole range."""
         start = spanning(*rows.ends, codes)
-        lowest = 1 / (1 + rows.length / (3 * codes.steps**2))
-        count = math.ceil(math.log(lowest) / math.log(self.ratio))
         bounds = level_bounds(start.zero_point, codes)
         # In units of the first step nothing overflows or underflows.
         points = Points(rows.points.values / start.scale, rows.points.weights)
-        shares = (self.ratio**k for k in range(count + 1))
-        fits = (fitted_to(points, (points.values / share).round_().clamp_(*bounds), 1.0) for share in shares)
+        fits = (
+            fitted_to(points, (points.values / share).round_().clamp_(*bounds), 1.0)
+            for share in self.shares(rows.length, codes)
+        )
         _, step = reduce(better, fits)
         return Grid(times(start.scale, step, codes.steps), start.zero_point)
+
+    def shares(self, length: int, codes: CodeRange) -> tuple[float, ...]:
+        """Of the range: all of it first."""
+        lowest = 1 / (1 + length / (3 * codes.steps**2))
+        return tuple(self.ratio**k for k in range(math.ceil(math.log(lowest) / math.log(self.ratio)) + 1))
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fewbits.errors import InputError
 from fewbits.models.checkpoint.compressed_tensors import CompressedTensors
 from fewbits.models.checkpoint.stored import as_bytes
 from fewbits.planning.model_info import LayerInfo, WeightInfo
@@ -120,3 +121,26 @@ def test_the_library_reads_the_same_weights(scheme, dtype, shape):
 )
 def test_what_it_cannot_hold(scheme, of, why):
     assert why in FORM.why_not(of, scheme)
+
+
+@pytest.mark.parametrize("range_", ["mse", "minmax"])
+def test_compiled_groups_are_those_of_the_rules(range_):
+    pytest.importorskip("numba", reason="numba is not installed")
+    scheme = Scheme("int4", per="group", group_size=128, range=range_)
+    x, q = coded(scheme, "BF16", (64, 1024))
+    weight = layer(x.shape).weights[0]
+    compiled, expected = FORM.compiled("BF16", scheme), FORM.encode(weight, q)
+    parts = compiled.parts(weight, x)
+    assert parts.keys() == expected.keys()
+    for name, tensor in parts.items():
+        assert tensor.dtype == expected[name].dtype and tensor.shape == expected[name].shape
+        # Of two ranges as good as each other, sums in another order may choose the other.
+        assert float((tensor == expected[name]).float().mean()) > 0.99
+    _, values = FORM.decode(weight, "BF16", scheme, parts, len(x))
+    signal, noise = compiled.energies(weight, x, parts)
+    assert signal == pytest.approx(float(x.float().square().sum()), rel=1e-5)
+    assert noise == pytest.approx(float((values.float() - x.float()).square().sum()), rel=1e-5)
+    x[3, 77] = torch.nan
+    with pytest.raises(InputError, match=r"'a.weight': nan at index \(3, 77\)"):
+        compiled.parts(weight, x)
+    assert FORM.compiled("F16", scheme) is None and FORM.compiled("BF16", SCHEMES[0]) is None
