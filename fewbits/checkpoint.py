@@ -151,7 +151,7 @@ def _resolved(recipe: str) -> ResolvedRecipe:
     from fewbits.numerics import table
 
     if recipe in ("auto", ORIGINAL):
-        able = [one.name for one in (*PRESETS.values(), *STORED.values()) if _weights_only(one)]
+        able = [one.name for one in (*PRESETS.values(), *STORED.values()) if _why_not(one) is None]
         raise InputError(
             f"a directory is written without being run, so nothing can be chosen by measurement; name a recipe: "
             f"--recipe {', '.join(able)}, w3_g64, w_nf4_g64, ..., or a .toml file"
@@ -160,15 +160,8 @@ def _resolved(recipe: str) -> ResolvedRecipe:
         resolved = read_recipe(recipe, tuple(row.name for row in table()))
     else:
         resolved = ResolvedRecipe(recipe_for(recipe))
-    if not _weights_only(resolved.recipe):
-        raise InputError(
-            f"recipe {resolved.recipe.name!r} is about activations too; a directory holds weights: take one such as w8"
-        )
-    if resolved.recipe.equalize:
-        raise InputError(
-            f"recipe {resolved.recipe.name!r} has equalize, which is for .onnx files: a directory has no graph; leave "
-            "it out"
-        )
+    if (why := _why_not(resolved.recipe)) is not None:
+        raise InputError(f"recipe {resolved.recipe.name!r} {why}")
     if resolved.engine is not None:
         raise InputError(
             f"recipe {resolved.recipe.name!r} is for files of the engine {resolved.engine!r}; take one without"
@@ -181,8 +174,17 @@ def is_file(recipe: str) -> bool:
     return recipe.endswith(".toml")
 
 
-def _weights_only(recipe: Recipe) -> bool:
-    return all(rule.activations is None for rule in recipe.rules) and not recipe.smooth
+def _why_not(recipe: Recipe) -> str | None:
+    """What a recipe asks for that a directory of weights cannot be given."""
+    if recipe.smooth or recipe.protect or any(rule.activations is not None for rule in recipe.rules):
+        return "is about activations too; a directory holds weights: take one such as w8"
+    if recipe.equalize:
+        return "has equalize, which is for .onnx files: a directory has no graph; leave it out"
+    if recipe.share:
+        return (
+            "has share, which is for .onnx files: tensors of a directory are taken one by one; leave it out"
+        )
+    return None
 
 
 def _decide(

@@ -673,11 +673,12 @@ def test_missing_and_differing_weights(refused, place):
     [
         (
             (),
-            "name a recipe: --recipe fp16, bf16, w8, w4_g32, w4_g128, w4, w3, w2, w4_codebook, fp8",
+            "name a recipe: --recipe fp16, bf16, w8, w4_g32, w4_g128, w4_g64_hqq, w4, w3, w2, w4_codebook, fp8",
         ),
         (("--recipe", "original"), "name a recipe"),
         (("--recipe", "w8a8"), "is about activations too"),
         (("--recipe", "w8a8_dynamic"), "is about activations too"),
+        (("--recipe", "w4_g128_awq"), "is about activations too"),
         (("--recipe", "w9"), "recipe 'w9': known are"),
         (("--recipe", "bf16"), "changes none of its tensors (they have as few bits already)"),
         (("--recipe", "w4_g128"), "the group size does not divide"),

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
+from fewbits.errors import InputError
 from fewbits.methods.range_search import entropy, minmax, mse, percentile, search, squared_error
 from fewbits.planning.scheme import RANGE_KINDS
 from fewbits.planning.stats import Histogram, HistogramBuilder
@@ -24,7 +25,7 @@ DRAWS = {
 }
 
 
-KINDS = RANGE_KINDS
+KINDS = tuple(kind for kind in RANGE_KINDS if kind != "half_quadratic")  # that is for weights
 
 
 def drawn(name):
@@ -79,7 +80,7 @@ def test_a_tensor_of_one_value_keeps_it(kind, value):
     assert low - 0.01 <= value <= high + 0.01
 
 
-@pytest.mark.parametrize("kind", RANGE_KINDS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_tensor_of_zeros_has_no_range(kind):
     assert search(kind, histogram_of(np.zeros(50, np.float32)), 256) == (0, 0)
 
@@ -165,3 +166,8 @@ def test_entropy_diverges_no_more_than_the_best_of_all_ranges(name, levels):
     found = divergence(histogram, *entropy(histogram, levels), levels)
     assert found <= 1.25 * best + 1e-6
     assert found <= divergence(histogram, *minmax(histogram), levels) + 1e-9
+
+
+def test_a_kind_for_weights_alone():
+    with pytest.raises(InputError, match="'half_quadratic' is for weights"):
+        search("half_quadratic", histogram_of(np.ones(50, np.float32)), 256)

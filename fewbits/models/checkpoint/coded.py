@@ -67,7 +67,9 @@ class Coded:
             return codes, part("codebook", "F32", (*shape, entries), per_row * entries * 32)
         scale = "F32" if row.scale_type is None else {8: "U8", 16: "U16"}[find(row.scale_type).bits]
         found = [codes, part("scale", scale, shape, per_row * DTYPES[scale].itemsize * 8)]
-        if row.kind == "int" and not (scheme.symmetric and row.signed):
+        if scheme.range == "half_quadratic":
+            found.append(part("free_zero_point", "F32", shape, per_row * 32))
+        elif row.kind == "int" and not (scheme.symmetric and row.signed):
             found.append(part("zero_point", "U8", (packed_size(count, row.bits),), per_row * row.bits))
         if row.tensor_scale:
             found.append(part("tensor_scale", "F32", (), None))

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from fewbits.numerics.affine import SMALLEST_SCALE, CodeRange, Grid, level_bounds, span, spanning
 from fewbits.numerics.rows import Points, Rows
-from fewbits.numerics.steps import best_step, better, fitted_to, times
+from fewbits.numerics.steps import best_step, better, fitted_to, misfit, times
+
+MANY = 256  # steps: from here on gains differ by less than float32 resolves, and the errors themselves decide
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +57,16 @@ class LikelyRanges:
         bounds = level_bounds(start.zero_point, codes)
         # In units of the first step nothing overflows or underflows.
         points = Points(rows.points.values / start.scale, rows.points.weights)
-        fits = (
-            fitted_to(points, (points.values / share).round_().clamp_(*bounds), 1.0)
-            for share in self.shares(rows.length, codes)
-        )
+
+        def nearest(values: Tensor) -> Tensor:
+            return values.round_().clamp_(*bounds)
+
+        shares = self.shares(rows.length, codes)
+        fits = (fitted_to(points, nearest(points.values / share), 1.0) for share in shares)
         _, step = reduce(better, fits)
+        if codes.steps >= MANY:
+            whole = torch.ones_like(step)
+            step = torch.where(misfit(points, step, nearest) < misfit(points, whole, nearest), step, whole)
         return Grid(times(start.scale, step, codes.steps), start.zero_point)
 
     def shares(self, length: int, codes: CodeRange) -> tuple[float, ...]:

@@ -16,6 +16,7 @@ SCHEMES = [
     Scheme("int8", per="channel"),
     Scheme("int8"),
     Scheme("int4", per="group", group_size=16, symmetric=False),
+    Scheme("int4", per="group", group_size=16, symmetric=False, range="half_quadratic"),
     Scheme("uint4", per="channel"),
     Scheme("uint3", per="channel", symmetric=False),
     Scheme("int3", per="group", group_size=16),
