@@ -9,11 +9,22 @@ from functools import reduce
 import torch
 from torch import Tensor
 
-from fewbits.numerics.affine import SMALLEST_SCALE, CodeRange, Grid, level_bounds, span, spanning
+from fewbits.numerics.affine import SMALLEST_SCALE, Bounds, CodeRange, Grid, level_bounds, span, spanning
 from fewbits.numerics.rows import Points, Rows
-from fewbits.numerics.steps import best_step, better, fitted_to, misfit, times
+from fewbits.numerics.steps import NearestLevel, best_step, better, fitted_to, misfit, times
 
 MANY = 256  # steps: from here on gains differ by less than float32 resolves, and the errors themselves decide
+
+
+def _in_first_steps(rows: Rows, codes: CodeRange) -> tuple[Grid, Points, NearestLevel, Bounds]:
+    """The spanning grid; in its steps, where nothing overflows, the values; what rounds them; the ends of levels."""
+    start = spanning(*rows.ends, codes)
+    bounds = level_bounds(start.zero_point, codes)
+
+    def nearest(values: Tensor) -> Tensor:
+        return values.round_().clamp_(*bounds)
+
+    return start, Points(rows.points.values / start.scale, rows.points.weights), nearest, bounds
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,14 +37,7 @@ class MeanSquare:
 
     def grid(self, rows: Rows, codes: CodeRange) -> Grid:
         """The best grid found for each row."""
-        start = spanning(*rows.ends, codes)
-        bounds = level_bounds(start.zero_point, codes)
-        # In units of the first step nothing overflows or underflows.
-        points = Points(rows.points.values / start.scale, rows.points.weights)
-
-        def nearest(values: Tensor) -> Tensor:
-            return values.round_().clamp_(*bounds)
-
+        start, points, nearest, bounds = _in_first_steps(rows, codes)
         step = best_step(points, nearest, self.coarse, self.fine, self.refinements, bounds)
         return Grid(times(start.scale, step, codes.steps), start.zero_point)
 
@@ -53,14 +57,7 @@ class LikelyRanges:
 
     def grid(self, rows: Rows, codes: CodeRange) -> Grid:
         """The best grid found for each row; none loses more than the whole range."""
-        start = spanning(*rows.ends, codes)
-        bounds = level_bounds(start.zero_point, codes)
-        # In units of the first step nothing overflows or underflows.
-        points = Points(rows.points.values / start.scale, rows.points.weights)
-
-        def nearest(values: Tensor) -> Tensor:
-            return values.round_().clamp_(*bounds)
-
+        start, points, nearest, _ = _in_first_steps(rows, codes)
         shares = self.shares(rows.length, codes)
         fits = (fitted_to(points, nearest(points.values / share), 1.0) for share in shares)
         _, step = reduce(better, fits)
