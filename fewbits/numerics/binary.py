@@ -11,13 +11,18 @@ from torch import Tensor
 from fewbits.numerics.affine import SMALLEST_SCALE
 from fewbits.numerics.rows import Points, Rows
 
+SMALLEST_POSITIVE = torch.finfo(torch.float32).smallest_normal * torch.finfo(torch.float32).eps
+
 
 def binary_scale(rows: Rows) -> Tensor:
     """The mean magnitude, which is the best scale for the codes sign(x); 0 for a row of zeros.
 
     Source: Rastegari et al. 2016, XNOR-Net, arXiv:1603.05279, equation 6.
     """
-    return _mean_magnitude(rows, torch.full_like(rows.ends[0], -1.0))
+    low, high = rows.ends
+    # The mean of a few of the smallest numbers and many zeros would round to zero.
+    least = torch.where((low != 0) | (high != 0), SMALLEST_POSITIVE, 0.0)
+    return torch.maximum(_mean(rows), least)
 
 
 def binary_codes(values: Tensor) -> Tensor:
@@ -30,7 +35,7 @@ def ternary_threshold(rows: Rows) -> Tensor:
 
     Source: Li, Liu and Zhang 2016, Ternary Weight Networks, arXiv:1605.04711, equation 6.
     """
-    return 0.7 * binary_scale(rows)
+    return 0.7 * _mean(rows)
 
 
 def best_ternary_threshold(rows: Rows) -> Tensor:
@@ -55,6 +60,10 @@ def ternary_scale(rows: Rows, threshold: Tensor) -> Tensor:
 def ternary_codes(values: Tensor, threshold: Tensor) -> Tensor:
     """The sign of values whose magnitude is above the threshold, 0 for the others."""
     return (values > threshold).to(torch.int8).sub_((values < -threshold).to(torch.int8))
+
+
+def _mean(rows: Rows) -> Tensor:
+    return _mean_magnitude(rows, torch.full_like(rows.ends[0], -1.0))
 
 
 def _mean_magnitude(rows: Rows, above: Tensor) -> Tensor:

@@ -65,3 +65,9 @@ def test_long_rows():
     assert float(q.scale) == pytest.approx(float(kept.mean()), rel=1e-6)
     # Gauss: the best threshold is 0.6120 and leaves 0.1902 (the 3-level quantizer of Max 1960).
     assert quantize(x, "ternary", search="mse").error(x).mse == pytest.approx(0.1902, rel=0.01)
+
+
+def test_a_row_with_next_to_nothing_in_it_has_a_scale():
+    smallest = 2.0**-149
+    found = quantize(torch.tensor([[0.0, 0, 0, 2 * smallest], [0.0, 0, 0, 0]]), "binary", channel_axis=0)
+    assert found.scale.tolist() == [smallest, 0.0]
