@@ -41,7 +41,9 @@ def _nearest(bits: int) -> Callable[[Any], None]:
     return compress
 
 
-def _quanto(name: str) -> Callable[[Any], None]:
+def quanto_weights(name: str) -> Callable[[Any], None]:
+    """What brings a module's weights to one of quanto's types."""
+
     def compress(model: Any) -> None:
         from optimum import quanto
 
@@ -55,6 +57,6 @@ VARIANTS: dict[str, Callable[[Any], None]] = {
     "nearest4": _nearest(4),
     "nearest3": _nearest(3),
     "nearest2": _nearest(2),
-    "quanto4": _quanto("qint4"),
-    "quanto2": _quanto("qint2"),
+    "quanto4": quanto_weights("qint4"),
+    "quanto2": quanto_weights("qint2"),
 }

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from bench import models
+from bench.torch_cifar import quanto_weights
 
 ROWS = 128
 
@@ -76,18 +77,8 @@ def _float(model: Any) -> None:
     """As it is."""
 
 
-def _quanto(name: str) -> Callable[[Any], None]:
-    def compress(model: Any) -> None:
-        from optimum import quanto
-
-        quanto.quantize(model, weights=getattr(quanto, name))
-        quanto.freeze(model)
-
-    return compress
-
-
 VARIANTS: dict[str, Callable[[Any], None]] = {
     "float": _float,
-    "quanto4": _quanto("qint4"),
-    "quanto2": _quanto("qint2"),
+    "quanto4": quanto_weights("qint4"),
+    "quanto2": quanto_weights("qint2"),
 }
