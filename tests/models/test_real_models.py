@@ -89,7 +89,9 @@ def test_silero_w8(shared_data, tmp_path, short_measuring):
     assert found["LSTM"].params == 2 * 512 * 128
     steps = speech_steps(shared_data)
     data = {"input": steps[:300], "sr": np.array(16000)}
-    result = fb.compress(path, data, state={"stateN": "state"}, recipe="w8", threads=1, out=tmp_path / "out")
+    result = fb.compress(
+        path, data, state={"stateN": "state"}, recipe="w8", prefer="size", threads=1, out=tmp_path / "out"
+    )
     report = result.report
     assert report.saved == "w8 ort f32"
     assert report.shown.size_ratio <= 0.31
