@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Literal
 
 import torch
@@ -16,6 +18,8 @@ from fewbits.errors import InputError
 from fewbits.methods.pruning import checked_sparsity, gradual_sparsity, magnitude_masks, n_of_m_mask
 
 Layer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
+Rule = Callable[[Sequence[Tensor], float], list[Tensor]]
+"""Weights and the share of them to leave out in; masks out, True where a weight stays."""
 UPDATES = 100  # how often masks grow in a whole run: finding them sorts every weight
 
 
@@ -38,7 +42,8 @@ def prune(
         sparsity: the share of each layer's weights that become zero (of all together where ``across`` is ``"model"``).
         pattern: ``"2:4"`` and its like, instead: of every 4 neighbours along the inputs, 2 stay.
         over: from which to which part of a run the share grows, as (0, 0.5); give what comes back to ``fit`` as
-            ``schedule``. At once where None. See :func:`fewbits.methods.pruning.gradual_sparsity`.
+            ``schedule``. A pattern grows by one weight of its M after the other. At once where None. See
+            :func:`fewbits.methods.pruning.gradual_sparsity`.
         across: what the smallest weights are found among.
         exclude: patterns of layer names to leave alone.
 
@@ -48,21 +53,23 @@ def prune(
     """
     if (sparsity is None) == (pattern is None):
         raise InputError("prune: give either a sparsity, such as 0.8, or a pattern, such as '2:4'")
-    if over is not None and (pattern is not None or not 0 <= over[0] < over[1] <= 1):
+    if over is not None and not 0 <= over[0] < over[1] <= 1:
         raise InputError(
-            f"prune: over is {over} with {'a pattern' if pattern else 'a sparsity'}; give two rising parts of the run "
-            "from 0 to 1, and a sparsity: patterns are put on at once"
+            f"prune: over is {over}; give two rising parts of the run from 0 to 1, such as (0, 0.5)"
         )
     if across not in ("layer", "model"):
         raise InputError(f"prune: across is {across!r}; allowed are 'layer' and 'model'")
     layers = _layers(module, exclude)
+    rule: Rule
     if pattern is not None:
-        masks = _patterned(layers, pattern)
+        n, m = _pattern(pattern, layers)
+        rule, share = partial(_of_neighbours, m=m), 1 - n / m
     else:
         assert sparsity is not None
         checked_sparsity(sparsity)
-        masks = {name: torch.ones_like(layer.weight, dtype=torch.bool) for name, layer in layers.items()}
-    found = Masks(_masked(layers, masks), sparsity, over, across == "model")
+        rule, share = magnitude_masks if across == "model" else _of_each, sparsity
+    masks = {name: torch.ones_like(layer.weight, dtype=torch.bool) for name, layer in layers.items()}
+    found = Masks(_masked(layers, masks), Growth(rule, share, over))
     if over is None:
         found(1.0)
     return found
@@ -80,31 +87,32 @@ def keep_zeros(module: nn.Module) -> Masks:
         raise InputError(
             "keep_zeros: no linear or convolutional layer has a weight that is zero; prune it first"
         )
-    return Masks(_masked(layers, masks), None, None, False)
+    return Masks(_masked(layers, masks), None)
+
+
+@dataclass(frozen=True)
+class Growth:
+    """What weights become zero by, the share of them in the end, and during which parts of a run it grows."""
+
+    rule: Rule
+    share: float
+    over: tuple[float, float] | None
 
 
 class Masks:
     """The masks of a module; called with the part of a run that is done, they grow as their schedule says."""
 
-    def __init__(
-        self,
-        masked: dict[str, tuple[Layer, Mask]],
-        sparsity: float | None,
-        over: tuple[float, float] | None,
-        together: bool,
-    ) -> None:
-        self._masked, self._sparsity, self._over, self._together = masked, sparsity, over, together
+    def __init__(self, masked: dict[str, tuple[Layer, Mask]], growth: Growth | None) -> None:
+        self._masked, self._growth = masked, growth
 
     def __call__(self, done: float) -> None:
         """Grow to what the schedule says for this part of the run, 0 to 1; once zero, a weight stays zero."""
-        update = int(done * UPDATES)
-        if self._sparsity is None or all(int(mask.update) >= update for _, mask in self._masked.values()):
+        update, growth = int(done * UPDATES), self._growth
+        if growth is None or all(int(mask.update) >= update for _, mask in self._masked.values()):
             return
-        begin, end = self._over or (0.0, 0.0)
-        share = gradual_sparsity(update / UPDATES, self._sparsity, begin, end)
-        weights = [layer.weight for layer, _ in self._masked.values()]
-        groups = [weights] if self._together else [[weight] for weight in weights]
-        kept = [one for group in groups for one in magnitude_masks(group, share)]
+        begin, end = growth.over or (0.0, 0.0)
+        share = gradual_sparsity(update / UPDATES, growth.share, begin, end)
+        kept = growth.rule([layer.weight for layer, _ in self._masked.values()], share)
         for (_, mask), new in zip(self._masked.values(), kept, strict=True):
             mask.kept.logical_and_(new)
             mask.update.fill_(update)
@@ -166,18 +174,34 @@ def _layers(module: nn.Module, exclude: Sequence[str]) -> dict[str, Layer]:
     return chosen
 
 
-def _patterned(layers: dict[str, Layer], pattern: str) -> dict[str, Tensor]:
+def _of_each(weights: Sequence[Tensor], share: float) -> list[Tensor]:
+    """The smallest of every weight by itself."""
+    return [mask for weight in weights for mask in magnitude_masks([weight], share)]
+
+
+def _of_neighbours(weights: Sequence[Tensor], share: float, m: int) -> list[Tensor]:
+    """The smallest of every m neighbours along the inputs, as many whole ones as the share comes to."""
+    n = m - int(share * m + 1e-6)
+    if n == m:
+        return [torch.ones_like(weight, dtype=torch.bool) for weight in weights]
+    return [n_of_m_mask(weight, n, m) for weight in weights]
+
+
+def _pattern(pattern: str, layers: dict[str, Layer]) -> tuple[int, int]:
+    """N and M of a pattern that fits every layer."""
     found = re.fullmatch(r"(\d+):(\d+)", pattern)
     if found is None:
         raise InputError(f"prune: pattern is {pattern!r}; give N:M, such as '2:4'")
     n, m = int(found[1]), int(found[2])
-    odd = [name for name, layer in layers.items() if m and layer.weight.shape[1] % m]
+    if not 0 < n < m:
+        raise InputError(f"prune: pattern is {pattern!r}; of every M neighbours N stay, 0 < N < M, as in 2:4")
+    odd = [name for name, layer in layers.items() if layer.weight.shape[1] % m]
     if odd:
         raise InputError(
             f"prune: {pattern} does not fit layers whose inputs are no multiple of {m}: {', '.join(odd)}; "
             "leave them out with exclude"
         )
-    return {name: n_of_m_mask(layer.weight, n, m) for name, layer in layers.items()}
+    return n, m
 
 
 def _masked(layers: dict[str, Layer], kept: dict[str, Tensor]) -> dict[str, tuple[Layer, Mask]]:

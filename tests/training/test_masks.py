@@ -61,6 +61,18 @@ def test_zeros_stay_whatever_trains_them(digits, optimizer):
     assert same(zeros(digits.net), before)
 
 
+def test_a_pattern_grows_by_one_of_its_neighbours_after_the_other(digits):
+    masks = prune(digits.net, pattern="2:4", exclude=["first"], over=(0.0, 0.5))
+    seen, before = [], zeros(digits.net)
+    for done in (0, 0.1, 0.2, 0.5, 1):
+        masks(done)
+        after = zeros(digits.net)
+        assert all(bool((after[name] >= before[name]).all()) for name in INNER)
+        before = after
+        seen.append(masks.sparsity)
+    assert seen == [0, 0, 0.25, 0.5, 0.5]
+
+
 def test_masks_are_saved_loaded_and_copied(digits, tmp_path):
     fresh = copy.deepcopy(digits.net)
     prune(digits.net, 0.6, across="model")
@@ -114,7 +126,7 @@ def test_what_is_refused(digits):
     refused("either a sparsity")
     refused("either a sparsity", 0.5, pattern="2:4")
     refused("sparsity is -1", -1)
-    refused("patterns are put on at once", pattern="2:4", over=(0, 0.5))
+    refused("of every M neighbours N stay", pattern="4:4")
     refused(r"over is \(0.5, 0.2\)", 0.5, over=(0.5, 0.2))
     refused("2:4 does not fit layers whose inputs are no multiple of 4: first", pattern="2:4")
     refused("pattern is 'two of four'", pattern="two of four")
