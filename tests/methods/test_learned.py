@@ -72,6 +72,14 @@ def test_gradients_of_a_step_are_those_of_its_parts():
     torch.testing.assert_close(learned.parameters["stretch"].grad, size.grad * step, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("zero", [0, 15])
+def test_the_ends_of_a_range_have_gradients(zero):
+    x = (weight().relu() if zero == 0 else -weight().relu()).requires_grad_()
+    LearnedStep(10.0, zero, 0, 15)(x).sum().backward()
+    assert (x.detach() == 0).any()
+    torch.testing.assert_close(x.grad, torch.ones_like(x))
+
+
 def test_a_bias_moves_in_its_unit():
     learned = LearnedShift(torch.tensor([1.0, 2.0]), torch.tensor([10.0, 0.0]))
     assert learned(torch.zeros(2)).tolist() == [1.0, 2.0]
