@@ -1,4 +1,4 @@
-"""Correct a plan's biases layer after layer, so that each gives on average what it gave in float."""
+"""Correct a plan layer after layer: biases, so that each layer gives on average what it gave in float; batch norms."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ import torch
 from torch import Tensor
 
 from fewbits.decide import with_bias
-from fewbits.learnable import Learnable, inputs_of
+from fewbits.learnable import Learnable, inputs_of, reads_of
+from fewbits.methods.batch_norm import moved_statistics
 from fewbits.methods.bias_correction import empirical_shift
 from fewbits.models.model import Model
 from fewbits.models.network import Network, UnsupportedError
 from fewbits.planning.model_info import LayerInfo
-from fewbits.planning.plan import ActivationPlan, BiasPlan, LayerPlan, Plan
+from fewbits.planning.plan import ActivationPlan, BiasPlan, LayerPlan, NormPlan, Plan
 from fewbits.planning.target import Target
 from fewbits.samples import Samples
 
 SAMPLES = 256
-ACTIVATION_BYTES = 1 << 28  # of all layers' outputs are held at most
+ACTIVATION_BYTES = 1 << 28  # of what is compared are held at most
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,6 @@ def corrected(model: Model, plan: Plan, samples: Samples) -> Corrected:
     Raises:
         UnsupportedError: a part of the model cannot be run in torch, or not sample by sample.
     """
-    if not samples.intake.plain:
-        raise UnsupportedError("an input that does not have the samples along its first axis")
     network, infos = model.network(), {layer.node: layer for layer in model.info.layers}
     layers = {layer.node: layer for layer in plan.layers}
     outputs = {
@@ -80,6 +79,41 @@ def corrected(model: Model, plan: Plan, samples: Samples) -> Corrected:
     if after < before:
         plan = replace(plan, layers=tuple(layers[layer.node] for layer in plan.layers))
     return Corrected(plan, before, after)
+
+
+@torch.no_grad()
+def reestimated(model: Model, plan: Plan, samples: Samples) -> Corrected | None:
+    """The plan with statistics of batch norms as they are behind the rounded layers; None without a batch norm.
+
+    One that follows a convolution is part of it and is none any more. Each reads what the rounded layers and the norms
+    before it give. The plan stays as it came where the outputs are not closer.
+
+    Args:
+        model: what the plan is for.
+        plan: with what layers it has.
+        samples: as for :func:`corrected`.
+
+    Raises:
+        UnsupportedError: a part of the model cannot be run in torch, or not sample by sample.
+    """
+    network = model.network()
+    norms = network.norms()
+    if not norms:
+        return None
+    tensors = tuple(one.tensor for one in norms)
+    given = _bounded(network, tensors, samples)
+    exact = network.run(given, (*tensors, *network.outputs), {})
+    reads = dict(Learnable(model, network, plan).reads)
+    before = _error(exact, network.run(given, network.outputs, reads))
+    found = []
+    for norm in norms:
+        given[norm.tensor] = network.run(given, [norm.tensor], reads)[norm.tensor]
+        trained = [torch.from_numpy(model.weight(name)).float() for name in (norm.mean, norm.variance)]
+        mean, variance = moved_statistics(exact[norm.tensor], given[norm.tensor], *trained)
+        found.append(NormPlan(norm.node, mean.numpy(), variance.numpy()))
+        reads |= reads_of(found[-1:], network)
+    after = _error(exact, network.run(given, network.outputs, reads))
+    return Corrected(replace(plan, norms=tuple(found)) if after < before else plan, before, after)
 
 
 def _error(exact: Mapping[str, Tensor], got: Mapping[str, Tensor]) -> float:
@@ -117,7 +151,9 @@ def _plus(read: Callable[[Tensor], Tensor] | None, shift: Tensor, tensor: Tensor
 
 
 def _bounded(network: Network, outputs: Sequence[str], samples: Samples) -> dict[str, Tensor]:
-    """As many samples as all layers' outputs fit in memory for."""
+    """As many samples as these tensors fit in memory for."""
+    if not samples.intake.plain:
+        raise UnsupportedError("an input that does not have the samples along its first axis")
     count = samples.batch or 2
     inputs = {name: torch.from_numpy(array) for name, array in samples.first(max(SAMPLES, count)).items()}
     few = {name: tensor[:count] for name, tensor in inputs.items()}

@@ -86,7 +86,7 @@ def only(plan: Plan, node: str) -> Plan:
         for one in plan.scalings
         if (readers := tuple(edge for edge in one.readers if edge.node == node))
     )
-    return replace(plan, layers=layers, activations=activations, scalings=scalings)
+    return replace(plan, layers=layers, activations=activations, scalings=scalings, norms=())
 
 
 def worst(found: Sequence[LayerDamage]) -> tuple[str, ...]:

@@ -173,18 +173,19 @@ def adopt(model: Model, plan: Plan, learned: Plan) -> Plan:
     inputs, theirs = inputs_of(activations), inputs_of(learned.activations)
     infos = {layer.node: layer for layer in model.info.layers}
     by_node = {layer.node: layer for layer in learned.layers}
-    layers = []
+    layers, norms = [], learned.norms
     for layer in plan.layers:
         found, activation = by_node.get(layer.node), inputs.get(layer.node)
         if found is None or not _alike(layer, found, activation, theirs.get(layer.node)):
             layers.append(layer)
+            norms = ()  # they are those of a model in which this layer is rounded in another way
             continue
         weights, bias = found.weights, found.bias
         if weights and bias is not None and activation is not None:
             first, bias = with_bias(infos[layer.node], weights[0], bias.values, activation, plan.target)
             weights = (first, *weights[1:])
         layers.append(replace(layer, weights=weights, bias=bias))
-    return replace(plan, layers=tuple(layers), activations=activations)
+    return replace(plan, layers=tuple(layers), activations=activations, norms=norms)
 
 
 def _alike(

@@ -23,7 +23,7 @@ from fewbits.methods.learned import (
 from fewbits.models.model import Model
 from fewbits.models.network import Network, Place
 from fewbits.numerics import QTensor, cast, find
-from fewbits.planning.plan import ActivationPlan, BiasPlan, LayerPlan, Plan, WeightPlan
+from fewbits.planning.plan import ActivationPlan, BiasPlan, LayerPlan, NormPlan, Plan, WeightPlan
 
 LEARNED_KINDS = ("conv", "linear")  # the rows of a table depend on nothing but themselves
 
@@ -78,6 +78,7 @@ class Learnable:
         for scaling in plan.scalings:
             divided = partial(_divided, torch.from_numpy(scaling.divisor))
             self.reads |= {(edge.node, edge.index): divided for edge in scaling.readers}
+        self.reads |= reads_of(plan.norms, network)
         self._all = self.open(place[0] for place in self._open)
 
     @property
@@ -220,6 +221,20 @@ class Learnable:
 
 def _divided(divisor: Tensor, tensor: Tensor) -> Tensor:
     return tensor / divisor.to(tensor.device)
+
+
+def reads_of(norms: Collection[NormPlan], network: Network) -> dict[Place, Callable[[Tensor], Tensor]]:
+    """What stands between batch norms and their statistics, by place."""
+    places = {one.node: one.places for one in network.norms()} if norms else {}
+    return {
+        place: partial(_instead, torch.from_numpy(values))
+        for norm in norms
+        for place, values in zip(places[norm.node], (norm.mean, norm.variance), strict=True)
+    }
+
+
+def _instead(values: Tensor, tensor: Tensor) -> Tensor:
+    return values.to(tensor.device)
 
 
 def _on_cpu(q: QTensor) -> QTensor:

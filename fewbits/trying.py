@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fewbits.candidates import Candidate, Draft, Written, names_and_settings
-from fewbits.correct import corrected
+from fewbits.correct import Corrected, corrected, reestimated
 from fewbits.damage import Damages, LayerDamage, damage
 from fewbits.decide import decide
 from fewbits.engines.engine import EngineSettings, reads, yardstick
@@ -209,14 +209,14 @@ def _observed(other: Signature, planned: Sequence[Draft]) -> Signature:
 
 
 def better_numbers(run: Run, draft: Draft, stats: Stats | None) -> Plan | None:
-    """A plan for all targets whose numbers were learned, or else whose biases were corrected; None for neither."""
+    """A plan for all targets whose numbers were learned, or else corrected; None for neither."""
     recipe = draft.recipe
     found = learn_for(run, draft, stats) if recipe.learn else None
     return correct_for(run, draft, stats) if found is None and recipe.correct else found
 
 
 def correct_for(run: Run, draft: Draft, stats: Stats | None) -> Plan | None:
-    """What correcting the biases of the draft's recipe leads to; None where it cannot be done."""
+    """What correcting biases, and then batch norms, of the draft's recipe leads to; None where nothing is gained."""
     if stats is None or run.calibration is None:
         return None
     with run.stage("correct"), one_torch_thread():
@@ -225,20 +225,26 @@ def correct_for(run: Run, draft: Draft, stats: Stats | None) -> Plan | None:
             if reads(target.engine) != run.model.format:
                 raise UnsupportedError(f"a .{run.model.format} file")
             plan = _decided(run, replace(draft, target=target), stats)
-            found = corrected(run.model, plan, run.calibration)
+            found = _kept(run, draft, "biases", corrected(run.model, plan, run.calibration))
+            norms = reestimated(run.model, found or plan, run.calibration)
         except UnsupportedError as error:
             run.notes.append(
                 f"recipe {draft.recipe.name!r}: biases are not corrected layer after layer: {error}"
             )
             return None
+    return found if norms is None else _kept(run, draft, "batch norms", norms) or found
+
+
+def _kept(run: Run, draft: Draft, what: str, found: Corrected) -> Plan | None:
+    """The corrected plan where it is closer."""
     if found.after >= found.before:
         run.notes.append(
-            f"recipe {draft.recipe.name!r}: corrected biases bring outputs no closer, and are left out"
+            f"recipe {draft.recipe.name!r}: corrected {what} bring outputs no closer, and are left out"
         )
         return None
     gain = 10 * math.log10(found.before / max(found.after, 1e-30))
     run.notes.append(
-        f"recipe {draft.recipe.name!r}: biases corrected layer after layer, {gain:.1f} dB closer on the data"
+        f"recipe {draft.recipe.name!r}: {what} corrected layer after layer, {gain:.1f} dB closer on the data"
     )
     return found.plan
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from fewbits.errors import VerificationError
 from fewbits.models.model import open_model
 from fewbits.planning.recipe import PRESETS, ResolvedRecipe, write_recipe
 from tests.stages import sqnr_db, write_files
@@ -24,6 +25,24 @@ NORMED = Tiny(
         "shift": np.linspace(-1, 3, 16, dtype=np.float32),
         "mean": np.zeros(16, np.float32),
         "variance": np.full(16, 1, np.float32),
+    },
+)
+
+BEHIND_A_SUM = Tiny(
+    """g (float[N, 8, 8, 8] x) => (float[N, 24, 6, 6] y) {
+        a = Conv <pads = [1, 1, 1, 1]> (x, w1)
+        s = Add (a, x)
+        b = BatchNormalization (s, gain, shift, mean, variance)
+        c = Relu (b)
+        y = Conv (c, w2)
+    }""",
+    {"w1": (8, 8, 3, 3), "w2": (24, 8, 3, 3)},
+    {"x": ((8, 8, 8), None)},
+    {
+        "gain": np.linspace(0.5, 1, 8, dtype=np.float32),
+        "shift": np.linspace(-1, 1, 8, dtype=np.float32),
+        "mean": np.linspace(-2, 2, 8, dtype=np.float32),
+        "variance": np.full(8, 2, np.float32),
     },
 )
 
@@ -85,3 +104,29 @@ def test_a_correction_that_brings_nothing_closer_is_left_out(tmp_path):
     path = CONV_BN.save(tmp_path / "m.onnx")
     files = written(path, feeds, tmp_path, "w8a8", correct=True)
     assert np.isfinite(closeness(files, feeds))
+
+
+def test_a_batch_norm_that_is_left_is_estimated_anew(tmp_path):
+    path, feeds = BEHIND_A_SUM.save(tmp_path / "m.onnx"), BEHIND_A_SUM.samples(64)
+    feeds["x"] += np.linspace(-2, 2, 8, dtype=np.float32)[:, None, None]
+    files = [written(path, feeds, tmp_path, "w2", correct=one) for one in (False, True)]
+    got = [closeness(one, feeds) for one in files]
+    assert got[1] > got[0] + 2
+    (file,) = files[1].written
+    (norm,) = file.plan.norms
+    assert norm.mean.shape == norm.variance.shape == (8,)
+    other = replace(file.plan, norms=(replace(norm, variance=norm.variance * 2),))
+    with pytest.raises(VerificationError, match="variance' differs from the plan"):
+        file.model.read_back(file.path, other)
+
+
+def test_few_samples_leave_a_batch_norm_with_finite_statistics(tmp_path):
+    """Or samples without any variance."""
+    path = BEHIND_A_SUM.save(tmp_path / "m.onnx")
+    for name, feeds in {
+        "one": BEHIND_A_SUM.samples(1),
+        "zeros": {"x": np.zeros((4, 8, 8, 8), np.float32)},
+    }.items():
+        (tmp_path / name).mkdir()
+        files = written(path, feeds, tmp_path / name, "w2", correct=True)
+        assert all(np.isfinite([one.mean, one.variance]).all() for one in files.written[0].plan.norms)

@@ -37,6 +37,24 @@ class Block:
     layers: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Norm:
+    """A batch norm that is a node of its own, with constants for its statistics.
+
+    Attributes:
+        node: its name.
+        tensor: what it reads, channels along axis 1.
+        mean, variance: names of its constants.
+        places: where it reads them.
+    """
+
+    node: str
+    tensor: str
+    mean: str
+    variance: str
+    places: tuple[Place, Place]
+
+
 class Network(Protocol):
     """Runs parts of a model: from the tensors that are given to those that are wanted."""
 
@@ -54,6 +72,10 @@ class Network(Protocol):
         attention and what follows, or between two plain layers. What depends on none of the layers, such as a mask,
         does not count, for it can be computed from the inputs.
         """
+        ...
+
+    def norms(self) -> tuple[Norm, ...]:
+        """Its batch norms, in order."""
         ...
 
     def run(self, given: Mapping[str, Tensor], wanted: Collection[str], reads: Reads) -> dict[str, Tensor]:

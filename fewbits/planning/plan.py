@@ -114,6 +114,15 @@ class BiasPlan:
 
 
 @dataclass(frozen=True)
+class NormPlan:
+    """What a batch norm takes for the mean and the variance of its input: float32 [channels] each."""
+
+    node: str
+    mean: np.ndarray = field(repr=False)
+    variance: np.ndarray = field(repr=False)
+
+
+@dataclass(frozen=True)
 class LayerPlan:
     """One layer: what its weights, bias and activations become, or why it stays in float.
 
@@ -156,7 +165,7 @@ class LayerPlan:
 class Plan:
     """A recipe resolved for one model, one target and what was observed; ``io`` as in the recipe.
 
-    ``scalings`` are of activations that stay float.
+    ``scalings`` are of activations that stay float, ``norms`` of batch norms with statistics of the rounded model.
     """
 
     recipe: str
@@ -165,6 +174,7 @@ class Plan:
     activations: tuple[ActivationPlan, ...]
     io: IO = "float"
     scalings: tuple[Scaling, ...] = ()
+    norms: tuple[NormPlan, ...] = ()
 
     def form(self, layer: LayerPlan, weight: WeightPlan) -> WeightForm:
         """How the codes of a layer's weight are written for the target."""

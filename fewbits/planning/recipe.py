@@ -53,7 +53,7 @@ class Recipe:
     rounding weights alone; it needs data.
     ``share`` gives all layers whose weights have a learned codebook the same one; it is then not learned further.
     ``correct`` takes the mean error of each layer's output out of its bias: with data layer after layer, without where
-    a batch norm says what the layer's input is like.
+    a batch norm says what the layer's input is like. With data it estimates statistics of batch norms anew.
     ``io`` is what a file whose operators hand codes to each other takes and gives: floats, or the codes themselves.
     ``float_fallback``: what such a file's engine cannot compute on codes stays in float; otherwise it is an error.
     """

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fewbits.models.onnx.batch_norm import statistics
 from fewbits.models.onnx.bodies import all_nodes, outer_nodes
 from fewbits.models.onnx.encode import Encoder, gather_rows, narrow
 from fewbits.models.onnx.names import stems
@@ -50,6 +51,9 @@ def _rewritten(folded: ir.Model, plan: Plan, write_layer: LayerWriter) -> ir.Mod
             value = node.inputs[edge.index]
             assert value is not None
             node.replace_input_with(edge.index, encoder.scaling(scaling, value, node))
+    for norm in plan.norms:
+        for index, (name, values) in statistics(norm).items():
+            nodes[norm.node].replace_input_with(index, encoder.constant(name, values))
     model.graph.sort()
     passes.RemoveUnusedNodesPass()(model)
     return model

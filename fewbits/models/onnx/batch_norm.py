@@ -11,11 +11,13 @@ import numpy as np
 from fewbits.models.onnx.bodies import all_nodes
 from fewbits.models.onnx.constants import scalar
 from fewbits.planning.model_info import Expected, LayerInfo
+from fewbits.planning.plan import NormPlan
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
 INFINITE = float("inf")
+MEAN_INPUT, VARIANCE_INPUT = 3, 4  # of BatchNormalization
 
 
 def with_expected(layers: tuple[LayerInfo, ...], source: ir.Graph, folded: ir.Graph) -> tuple[LayerInfo, ...]:
@@ -30,6 +32,14 @@ def with_expected(layers: tuple[LayerInfo, ...], source: ir.Graph, folded: ir.Gr
         else layer
         for layer in layers
     )
+
+
+def statistics(norm: NormPlan) -> dict[int, tuple[str, np.ndarray]]:
+    """The constants that a batch norm of the plan reads: by position of its input, a name and float32 [channels]."""
+    return {
+        MEAN_INPUT: (f"{norm.node}_rounded_mean", norm.mean),
+        VARIANCE_INPUT: (f"{norm.node}_rounded_variance", norm.variance),
+    }
 
 
 def _normal(source: ir.Graph) -> dict[str, Expected]:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from fewbits.models.network import Block, Place, Reads, UnsupportedError
+from fewbits.models.network import Block, Norm, Place, Reads, UnsupportedError
+from fewbits.models.onnx.batch_norm import MEAN_INPUT, VARIANCE_INPUT
 from fewbits.models.onnx.torch_ops import OPERATORS, READS_NUMBERS
 
 if TYPE_CHECKING:
@@ -65,6 +66,17 @@ class OnnxNetwork:
             if constant in host.inputs:
                 return host.name, host.inputs.index(constant)
         raise KeyError(f"{node} does not read {constant}")
+
+    def norms(self) -> tuple[Norm, ...]:
+        """Its batch norms, in order."""
+        found = []
+        for node in self._nodes:
+            if node.op == "BatchNormalization" and not node.attributes.get("training_mode"):
+                tensor, _, _, mean, variance = node.inputs
+                if tensor and mean in self._constants and variance in self._constants:
+                    places = (node.name, MEAN_INPUT), (node.name, VARIANCE_INPUT)
+                    found.append(Norm(node.name, tensor, mean, variance, places))
+        return tuple(found)
 
     def run(self, given: Mapping[str, Tensor], wanted: Collection[str], reads: Reads) -> dict[str, Tensor]:
         """The tensors of these names. Raises UnsupportedError for what is not run here."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fewbits.errors import VerificationError
+from fewbits.models.onnx.batch_norm import statistics
 from fewbits.models.onnx.bodies import all_graphs
 from fewbits.models.onnx.encode import ONNX_TYPES, Blocks, each_direction, narrow
 from fewbits.models.onnx.load import constants
@@ -55,6 +56,9 @@ def read_back(path: Path, plan: Plan, info: ModelInfo, folded: ir.Graph) -> dict
             stored.expect("FLOAT", {f"{name}_smoothing": (1 / activation.smoothing).astype(np.float32)})
     for scaling in plan.scalings:
         stored.expect("FLOAT", {f"{scaling.name}_protection": (1 / scaling.divisor).astype(np.float32)})
+    for norm in plan.norms:
+        for name, values in statistics(norm).values():
+            stored.expect("FLOAT", {name: values})
     for one in all_graphs(folded):
         for name, value in one.initializers.items():
             stored.expect_unchanged(name, value)
