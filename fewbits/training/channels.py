@@ -75,7 +75,7 @@ def prune_channels(
         raise InputError(f"prune_channels: importance is {importance!r}; allowed are 'l2' and 'taylor'")
     if importance == "taylor" and data is None:
         raise InputError("prune_channels: taylor needs data: batches of (inputs, targets)")
-    smaller, example = copy.deepcopy(module).eval(), _beside(module, example)
+    smaller, example = copy.deepcopy(module).eval(), beside(module, example)
     found = _walked(smaller, example)
     kinds = _kinds(found, exclude)
     if not kinds:
@@ -92,57 +92,6 @@ def prune_channels(
     _rebuild(smaller, found, gone)
     _still_runs(module, smaller, example)
     return smaller.train(module.training)
-
-
-def prune_blocks(module: nn.Module, example: Any, blocks: Sequence[str]) -> nn.Module:
-    """A copy of a module without some of its blocks: what went into them goes on behind them.
-
-    Small nets spend much of their time between layers, so half the channels are rarely half the time; a residual block
-    less is. Source: Chen & Zhao 2018, "Shallowing Deep Networks" (IEEE TPAMI).
-
-    Args:
-        module: it is left alone.
-        example: inputs, as for :func:`prune_channels`.
-        blocks: names of submodules that take one tensor and give one of the same shape.
-
-    Raises:
-        InputError: no such submodule, one that is not called, or whose output has another shape than its input.
-    """
-    smaller, example = copy.deepcopy(module), _beside(module, example)
-    for name in blocks:
-        try:
-            block = smaller.get_submodule(name)
-        except AttributeError:
-            known = ", ".join(
-                found for found, part in smaller.named_modules() if found and any(part.children())
-            )
-            raise InputError(f"prune_blocks: there is no block {name!r}; there are {known}") from None
-        shapes = _shapes_of(block, smaller, example)
-        if len(shapes) != 2 or shapes[0] != shapes[1]:
-            raise InputError(
-                f"prune_blocks: block {name!r} has inputs and output {shapes}; only one that takes a tensor, and gives "
-                "one of its shape, can be left out"
-            )
-        parent, _, last = name.rpartition(".")
-        setattr(smaller.get_submodule(parent), last, nn.Identity())
-    return smaller
-
-
-def _shapes_of(block: nn.Module, module: nn.Module, example: Any) -> list[list[int]]:
-    """Shapes of a block's inputs and its output, in the last of its calls."""
-    seen: list[list[int]] = []
-
-    def look(_block: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        seen[:] = [list(getattr(one, "shape", ())) for one in (*inputs, output)]
-
-    handle, training = block.register_forward_hook(look), module.training
-    try:
-        with torch.no_grad():
-            call(module.eval(), example)
-    finally:
-        handle.remove()
-        module.train(training)
-    return seen
 
 
 def load_smaller(module: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
@@ -184,11 +133,11 @@ def count_macs(module: nn.Module, example: Any) -> int:
     Raises:
         InputError: the module cannot be exported.
     """
-    found = _walked(copy.deepcopy(module).eval(), _beside(module, example))
+    found = _walked(copy.deepcopy(module).eval(), beside(module, example))
     return _Cost(found, found.roots()).total(set())
 
 
-def _beside(module: nn.Module, example: Any) -> Any:
+def beside(module: nn.Module, example: Any) -> Any:
     """The example on the module's device."""
     first = next(module.parameters(), None)
     return example if first is None else moved(example, first.device)

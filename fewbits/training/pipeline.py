@@ -26,7 +26,8 @@ from fewbits.models.torch.factory import make
 from fewbits.planning import training_recipe as r
 from fewbits.samples import LABELS
 from fewbits.source import open_source
-from fewbits.training.channels import count_macs, load_smaller, prune_blocks, prune_channels
+from fewbits.training.blocks import prune_blocks
+from fewbits.training.channels import count_macs, load_smaller, prune_channels
 from fewbits.training.distil import distillation
 from fewbits.training.loop import Epoch, fit
 from fewbits.training.masks import Layer, keep_zeros, prune

@@ -18,10 +18,12 @@ from torch.nn.utils import parametrize
 from fewbits.errors import InputError
 from fewbits.training import (
     count_macs,
+    least_missed_blocks,
     load_smaller,
     prune,
     prune_blocks,
     prune_channels,
+    supervised,
 )
 from tests.training.nets import Branches, Depthwise, Perceptron, Residual, settled
 
@@ -100,6 +102,35 @@ def test_what_hangs_together_goes_together():
     assert smaller.last.in_features == smaller.stem[0].out_channels + smaller.up.out_channels == 7
     smaller = prune_channels(made(Perceptron), NETS[Perceptron], channels=0.5)
     assert (smaller.up.out_features, smaller.down.out_features) == (12, 12)
+
+
+class Block(nn.Module):
+    def __init__(self, size):
+        super().__init__()
+        self.way = nn.Sequential(nn.Linear(16, 16), nn.BatchNorm1d(16))
+        self.size = size
+
+    def forward(self, x):
+        return x + self.size * self.way(x)
+
+
+def test_the_blocks_that_do_least_are_missed_least():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(16, 16), *map(Block, (1.0, 0.1, 2.0, 0.3)), nn.Linear(16, 5)).eval()
+    x = torch.randn(64, 16)
+    with torch.no_grad():
+        data = [(x, net(x))]
+    before = copy.deepcopy(net.state_dict())
+
+    def least(count, data=data):
+        return least_missed_blocks(net, x[:2], count, data, objective=supervised(functional.mse_loss))
+
+    assert least(1) == ("2",) and least(3) == ("2", "4", "1")
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    with pytest.raises(InputError, match="5 blocks cannot be left out; there are 4 that can: 1, 2, 3, 4"):
+        least(5)
+    with pytest.raises(InputError, match="there is no data"):
+        least(1, [])
 
 
 def test_blocks_are_left_out_and_states_loaded():
