@@ -94,17 +94,33 @@ def find_floor(
     energy = float(inputs.square().mean())
     if len(inputs) < 4 or noise >= max(FLOORS) * energy:
         return FLOOR
-    judging = inputs[1::2]
-    if centered:
-        judging = judging - judging.mean(dim=0)
+    halves = [_moment(inputs[start::2], centered) for start in (0, 1)]
+    return best_floor(
+        weight, (halves[0], halves[1]), scale, lambda places: places.round_().clamp_(*codes), noise
+    )
+
+
+def best_floor(
+    weight: Tensor,
+    halves: tuple[Tensor, Tensor],
+    scale: Tensor,
+    nearest: Callable[[Tensor], Tensor],
+    noise: float = 0.0,
+) -> float:
+    """The one of ``FLOORS`` with which rows of a weight that are rounded against half of the inputs serve the other.
+
+    Args:
+        weight, scale, nearest: as for :func:`compensated`.
+        halves: float32 [k, k], second moments.
+        noise: as for :func:`damped_moment`.
+    """
     every = max(1, len(weight) // TRIED)
     some, steps = weight[::every], scale.expand_as(weight)[::every]
+    own, other = halves
 
     def error(floor: float) -> float:
-        found = round_with_compensation(
-            some, damped_moment(inputs[::2], noise, centered, floor), steps, *codes
-        )
-        return float((judging @ (found * steps - some).T).square().sum())
+        found = compensated(some, damped(own.clone(), noise, floor), steps, nearest)
+        return float(_error(found * steps - some, other).sum())
 
     return min(FLOORS, key=error)
 
@@ -116,9 +132,14 @@ def damped_moment(inputs: Tensor, noise: float, centered: bool, floor: float = F
     squared over 12). A ``floor``, a share of the mean energy, keeps the matrix positive definite where inputs are
     constant or there are fewer rows than columns.
     """
+    return damped(_moment(inputs, centered), noise, floor)
+
+
+def _moment(inputs: Tensor, centered: bool) -> Tensor:
+    """Second moment of rows, [n, k], about their mean or about zero: [k, k]."""
     if centered:
         inputs = inputs - inputs.mean(dim=0)
-    return damped(inputs.T @ inputs / len(inputs), noise, floor)
+    return inputs.T @ inputs / len(inputs)
 
 
 def damped(moment: Tensor, noise: float = 0.0, floor: float = FLOOR) -> Tensor:

@@ -26,7 +26,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from fewbits.errors import InputError
-from fewbits.methods.gptq import FLOOR, compensated, damped
+from fewbits.methods.gptq import FLOOR, best_floor, compensated, damped
 from fewbits.methods.learned import Learned, LearnedLevels, LearnedShift
 from fewbits.methods.reconstruction import Spent, copied, descent, restore
 from fewbits.modules.inputs import calls
@@ -37,7 +37,6 @@ from fewbits.numerics.levels import decode_levels
 SAMPLES = 32  # of one call are run at a time
 ROUNDED_ON = 16  # calls tell what meets a weight
 WAVES = 6  # times that the module is run to see what the quantized layers before give
-TABLES_FLOOR = 0.1  # of the mean energy of gradients: rows err too much for a straight line to tell all
 JUDGED = 4  # calls tell whether learning has helped
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 Progress = Callable[[str, int, int], None]
@@ -127,7 +126,8 @@ class _Watch(TorchFunctionMode):
     """Looks at what meets weights; ``names`` of the tensors that stand for them, by id.
 
     Attributes:
-        moments: sums of products of rows, each row of the same energy, by weight.
+        moments: sums of products of rows, each row of the same energy, by weight and by halves of the samples.
+        number: of the call.
         wanted: weights whose moments are summed; behind the last of them the run ends.
         tables: rows that were looked up, as leaves with gradients; None: they are left alone.
         met: all weights that a product or a table was asked of, in that order.
@@ -136,6 +136,7 @@ class _Watch(TorchFunctionMode):
     names: Mapping[int, str]
     wanted: frozenset[str] = frozenset()
     moments: dict[str, Tensor] = field(default_factory=dict)
+    number: int = 0
     tables: list[tuple[str, Tensor]] | None = None
     met: dict[str, Callable] = field(default_factory=dict)
 
@@ -160,10 +161,19 @@ class _Watch(TorchFunctionMode):
 
     def _add(self, name: str, value: Tensor) -> None:
         with torch._C.DisableTorchFunction(), torch.autocast("cpu", enabled=False):
-            rows = value.detach().float().reshape(-1, value.shape[-1])
-            rows = functional.normalize(rows, dim=1, eps=1e-15)
-            found = rows.T @ rows
-            self.moments[name] = found if name not in self.moments else self.moments[name].add_(found)
+            rows = functional.normalize(value.detach().float(), dim=-1, eps=1e-15)
+            _add(self.moments, name, rows, self.number)
+
+
+def _add(moments: dict[str, Tensor], name: str, rows: Tensor, number: int) -> None:
+    """Count rows, float32 [samples, ..., k], into [2, k, k]: every other sample into one half.
+
+    Of a call of one sample the half goes by its ``number``.
+    """
+    rows = torch.atleast_2d(rows)
+    halves = [rows[(number + half) % 2 :: 2].reshape(-1, rows.shape[-1]) for half in (0, 1)]
+    found = torch.stack([half.T @ half for half in halves])
+    moments[name] = found if name not in moments else moments[name].add_(found)
 
 
 def _round_tables(
@@ -192,11 +202,10 @@ def _round_tables(
         gradients = torch.autograd.grad(total, leaves, allow_unused=True)
         for (name, _), gradient in zip(watch.tables, gradients, strict=True):
             if gradient is not None:
-                rows = gradient.reshape(-1, gradient.shape[-1]).float()
-                moments[name] = moments.get(name, 0) + rows.T @ rows
+                _add(moments, name, gradient.float(), number)
     for name in state.codes:
         if name in moments:
-            _round(state, name, moments[name], TABLES_FLOOR)
+            _round(state, name, moments[name])
         elif met.get(name) is not functional.linear:
             state.settle(name, state.codes[name])
     return met
@@ -212,17 +221,17 @@ def _round_linear(
         progress("rounding", at, len(names))
         wave = frozenset(names[at : at + size])
         moments: dict[str, Tensor] = {}
-        for call in few:
-            watch = _Watch({id(value): name for name, value in state.now.items()}, wave, moments)
+        for number, call in enumerate(few):
+            watch = _Watch({id(value): name for name, value in state.now.items()}, wave, moments, number)
             with suppress(_Enough), torch.no_grad(), _precision(narrow), watch:
                 state.run(call, state.now)
         for name, moment in moments.items():
             _round(state, name, moment)
 
 
-def _round(state: _State, name: str, moment: Tensor, floor: float = FLOOR) -> None:
-    """One weight against a second moment of its columns, float32 [columns, columns]; or to nearest."""
-    q = state.codes[name]
+def _round(state: _State, name: str, halves: Tensor) -> None:
+    """One weight by what meets its columns, float32 [2, columns, columns] by halves of the samples; or to nearest."""
+    q, moment = state.codes[name], halves.sum(dim=0)
     levels = levels_of(q)
     plain = levels is None or q.layout.channel_axis != 0 or len(q.layout.shape) != 2
     # Nothing but zeros reaches it, or what does is no number.
@@ -237,8 +246,11 @@ def _round(state: _State, name: str, moment: Tensor, floor: float = FLOOR) -> No
     def nearest(places: Tensor) -> Tensor:
         return levels[torch.bucketize(places, middles, out_int32=True)]
 
-    moment = moment / float(moment.diagonal().mean())
-    found = compensated(state.floats[name].float(), damped(moment, floor=floor), steps, nearest)
+    values, energy = state.floats[name].float(), float(moment.diagonal().mean())
+    one, other = halves / energy
+    judged = float(min(one.diagonal().sum(), other.diagonal().sum())) > 0
+    floor = best_floor(values, (one, other), steps, nearest) if judged else FLOOR
+    found = compensated(values, damped(moment / energy, floor=floor), steps, nearest)
     codes = torch.searchsorted(levels, found).add_(q.qtype.qmin).to(q.codes.dtype)
     state.settle(name, replace(q, codes=codes))
 

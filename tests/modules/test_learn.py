@@ -7,6 +7,7 @@ from torch import nn
 
 import fewbits as fb
 from fewbits.errors import InputError
+from fewbits.methods import gptq
 from fewbits.modules.files import coded_weights
 from fewbits.modules.recipes import GROUP
 from fewbits.planning.recipe import Recipe, Rule
@@ -122,6 +123,19 @@ def test_layers_that_nothing_reaches_zeros_and_tied_weights(effort):
     small = fb.quantize(module, "w4", one, effort=effort)  # a single sample
     assert small.head.weight is small.table.weight
     assert closeness(module, small, torch.arange(50)[None]) > 15
+
+
+def test_damping_is_found_for_inputs_that_hang_together(monkeypatch):
+    """Fewer samples than columns: what is fixed for the usual case does worse than rounding to nearest."""
+    torch.manual_seed(0)
+    module, mixing = nn.Linear(64, 48), torch.randn(64, 64)
+    few, others = (torch.randn(count, 64) @ mixing for count in (48, 2000))
+    nearest = closeness(module, fb.quantize(module, "w4"), others)
+    found = closeness(module, fb.quantize(module, "w4", few, effort="fast"), others)
+    monkeypatch.setattr(gptq, "FLOORS", (gptq.FLOOR,))
+    fixed = closeness(module, fb.quantize(module, "w4", few, effort="fast"), others)
+    assert fixed < nearest < found
+    assert found > fixed + 0.7
 
 
 def test_what_is_wrong_with_the_data_is_said(trained):
