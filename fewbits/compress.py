@@ -495,11 +495,12 @@ def _schedule(
         count = len(as_it_came) + sum(map(len, ways_of(run, planned, pinned)))
         found = estimate(
             pace(as_it_came, run.sample, run.scoring.batch or 1),
-            run.model.info.layers,
+            run.model.info,
             planned,
             count,
             sum(size != (run.scoring.batch or 1) for size in batches),
-            *run.samples,
+            0 if run.calibration is None else run.samples[0],
+            run.samples[1],
             0 if spent is None else spent.steps * spent.batch,
         )
     if run.ending.budget_s is None and learns:

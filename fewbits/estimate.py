@@ -10,11 +10,13 @@ from typing import Any
 
 from fewbits import npz
 from fewbits.candidates import Candidate, Draft
+from fewbits.correct import SAMPLES as CORRECTED_SAMPLES
+from fewbits.damage import WORST
 from fewbits.engines.engine import get
 from fewbits.errors import EngineError, InputError
 from fewbits.feeding import Feeds
 from fewbits.measure.latency import BLOCK_SECONDS, ROUNDS
-from fewbits.planning.model_info import LayerInfo
+from fewbits.planning.model_info import ModelInfo
 from fewbits.throughput import ROUNDS as BATCH_ROUNDS
 
 # Seconds, as they came out for ResNets, MiniLM and Magika on two cores; they are right within a factor of two.
@@ -24,6 +26,8 @@ AGAIN = 1.4  # what is close to the fastest is measured twice as long
 OBSERVED = 3.0  # runs that a calibration sample costs, and a millisecond for its histograms
 CHECKED = 30.0  # runs that checking a file against its plan costs
 LAYER_S, PARAM_S = 0.05, 2e-7  # to round a layer against data, and each of its weights
+CORRECTED, CORRECTED_LAYER_S = 2.0, 0.02  # runs that a sample costs torch, and a layer's bias beside them
+JUDGED_LAYER_S = 0.01  # what a recipe does to a layer, for the heat map
 LEARNED = (
     8.0  # runs of an engine that a sample costs torch, forward and back: once in its blocks, once in all
 )
@@ -48,36 +52,50 @@ class Estimate:
     Attributes:
         score_s: to score a candidate.
         calibrate_s: to observe the calibration data.
+        correct_s: to correct a recipe's biases.
+        judge_s: to find what a recipe does to each layer.
         write_s: to write a file.
         measure_s: to measure a candidate.
         check_s: to check one.
         learn_s: to learn a recipe.
+        alone_s: to measure the layers that lose most, each alone; left out where a run ends early.
         files, candidates: how many of them there are, originals among the candidates.
         calibrated: files that use the calibration data.
-        learned: recipes that learn; all files of one have the same codes.
+        equalized: recipes that may rescale channels, which is observed again.
+        learned, corrected: recipes that learn, or else correct; all files of one have the same codes.
+        recipes: how many there are.
     """
 
     score_s: float
     calibrate_s: float
+    correct_s: float
+    judge_s: float
     write_s: float
     measure_s: float
     check_s: float
     learn_s: float
+    alone_s: float
     files: int
     calibrated: int
+    equalized: int
     learned: int
+    corrected: int
+    recipes: int
     candidates: int
 
     @property
     def total_s(self) -> float:
         """All of it."""
-        calibrate = self.calibrate_s if self.calibrated else 0.0
+        observed = self.equalized + (1 if self.calibrated else 0)
         return (
-            calibrate
+            observed * self.calibrate_s
             + self.learned * self.learn_s
+            + self.corrected * self.correct_s
+            + self.recipes * self.judge_s
             + self.files * self.write_s
             + self.candidates * self.score_s
             + self.after(self.candidates)
+            + self.alone_s
         )
 
     def after(self, scored: int) -> float:
@@ -109,7 +127,7 @@ def pace(originals: Sequence[Candidate], sample: Feeds, size: int) -> Pace:
 
 def estimate(
     found: Pace,
-    layers: Sequence[LayerInfo],
+    info: ModelInfo,
     planned: Sequence[Draft],
     candidates: int,
     batches: int,
@@ -121,26 +139,39 @@ def estimate(
 
     Args:
         found: how fast the original is.
-        layers: those of the model.
+        info: of the model.
         planned: the files to be written.
         candidates: how many there are, originals among them.
         batches: at how many further batch sizes throughput is measured.
-        calibration_samples, scoring_samples: how many there are, about.
+        calibration_samples, scoring_samples: how many there are, about; 0 to calibrate with where there is no data.
         learned_samples: of how many the steps of a recipe that learns make use, with repetition; 0: nothing is learned.
     """
-    params = sum(layer.params for layer in layers)
+    count, params = len(info.layers), sum(layer.params for layer in info.layers)
     rounds = ROUNDS * (max(BLOCK_SECONDS, found.run_s) + TURN_S) * AGAIN
     started = START_S + found.load_s
+    score_s = found.load_s + scoring_samples * found.run_s
+    write_s = count * LAYER_S + params * PARAM_S
+    corrected = min(calibration_samples, CORRECTED_SAMPLES) * CORRECTED * found.run_s
+    recipes = {one.recipe.name: one.recipe for one in planned}.values()
+    learned = sum(one.learn for one in recipes) if learned_samples else 0
     return Estimate(
-        score_s=found.load_s + scoring_samples * found.run_s,
+        score_s=score_s,
         calibrate_s=calibration_samples * (OBSERVED * found.run_s + 1e-3),
-        write_s=len(layers) * LAYER_S + params * PARAM_S,
+        correct_s=write_s + corrected + count * CORRECTED_LAYER_S,
+        judge_s=count * JUDGED_LAYER_S,
+        write_s=write_s,
         measure_s=started + rounds + batches * (started + rounds * BATCH_ROUNDS / ROUNDS),
         check_s=found.load_s + CHECKED * found.run_s,
         learn_s=2 * learned_samples * found.run_s * LEARNED,
+        alone_s=found.load_s + WORST * (found.load_s + score_s),
         files=len(planned),
-        calibrated=sum(one.recipe.uses_data for one in planned),
-        learned=len({one.recipe.name for one in planned if one.recipe.learn}) if learned_samples else 0,
+        calibrated=sum(one.recipe.uses_data for one in planned) if calibration_samples else 0,
+        equalized=sum(one.equalize for one in recipes) if calibration_samples and info.links else 0,
+        learned=learned,
+        corrected=sum(one.correct and not (one.learn and learned) for one in recipes)
+        if calibration_samples
+        else 0,
+        recipes=len(recipes),
         candidates=candidates,
     )
 

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import psutil
@@ -20,9 +21,10 @@ from fewbits.ending import Ending, NothingMore, parse_budget
 from fewbits.engines.cpu import cpu
 from fewbits.engines.engine import available
 from fewbits.errors import InputError
-from fewbits.estimate import RANDOM_SAMPLES, UNKNOWN_SAMPLES, sample_count
+from fewbits.estimate import RANDOM_SAMPLES, UNKNOWN_SAMPLES, Pace, estimate, sample_count
 from fewbits.measure.latency import ENOUGH_ROUNDS, CallableContestant, measure_latency
 from fewbits.models.model import open_model
+from fewbits.planning.recipe import PRESETS, ResolvedRecipe, write_recipe
 from fewbits.report.record import Report
 from tests.interrupting import heed
 from tests.tiny import CONV_BN, linear
@@ -186,6 +188,32 @@ def test_samples_are_counted_without_being_read(tmp_path):
     (tmp_path / "bad.npz").write_bytes(b"hello")
     for data in (tmp_path / "none.npz", tmp_path / "bad.npz", range(3), object()):
         assert sample_count(data) == UNKNOWN_SAMPLES
+
+
+def test_what_recipes_do_beside_rounding_is_counted(tmp_path):
+    info = open_model(CONV_BN.save(tmp_path / "model.onnx")).info
+    assert info.links
+
+    def of(name, data=100, learned=0, **switches):
+        recipe = tmp_path / "recipe.toml"
+        recipe.write_text(write_recipe(ResolvedRecipe(replace(PRESETS[name], **switches))), encoding="utf-8")
+        planned, _ = drafts(resolve(str(recipe), ()), info, available(), cpu(), data > 0)
+        return estimate(Pace(0.1, 0.01), info, planned, 4, 0, data, 50, learned)
+
+    plain = of("w4a8", learn=False, correct=False, equalize=False)
+    corrected = of("w4a8", learn=False, equalize=False)
+    assert corrected.total_s == pytest.approx(plain.total_s + corrected.correct_s)
+    assert corrected.correct_s > corrected.write_s + 100 * 0.01  # decided once more, and run
+    assert of("w4a8", equalize=False).total_s == corrected.total_s  # effort fast
+    learned = of("w4a8", learned=1000, equalize=False)
+    assert learned.total_s == pytest.approx(plain.total_s + learned.learn_s)
+    equalized = of("w4a8", learn=False, correct=False)
+    assert equalized.total_s == pytest.approx(plain.total_s + plain.calibrate_s)  # observed twice
+    assert plain.alone_s == pytest.approx(
+        0.1 + 2 * (0.1 + plain.score_s)
+    )  # the original, and two layers alone
+    without = of("w4", data=0)
+    assert without.total_s == pytest.approx(of("w4", data=0, correct=False, learn=False).total_s)
 
 
 # --- a time budget ----------------------------------------------------------------------------------------------
