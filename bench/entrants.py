@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -148,7 +149,7 @@ def fewbits(
     """What fewbits hands over for one recipe, in the engine and at the precision that it names."""
 
     def make() -> Runnable:
-        handed = process.call(
+        done = process.call(
             "bench.ours:compress",
             source=str(source()),
             calibration=str(calibration()),
@@ -156,9 +157,11 @@ def fewbits(
             max_drop=max_drop,
             out=str(cached(f"fewbits/{source().stem}-{recipe}")),
             state=state,
-        ).value
+        )
+        handed = done.value
         settings = EngineSettings(**handed["settings"])
-        return file_runnable(name, Path(handed["path"]), settings, samples, handed["note"], job)
+        runnable = file_runnable(name, Path(handed["path"]), settings, samples, handed["note"], job)
+        return replace(runnable, peak_bytes=done.peak_bytes)
 
     return Entrant(name, "fewbits", make)
 
@@ -172,6 +175,14 @@ def refusal(source: Callable[[], Path], calibration: Callable[[], Path], precisi
         precision=precision,
         out=str(cached(f"fewbits/{source().stem}-auto")),
     ).value
+
+
+def inference_peak(source: Path, samples: Path) -> int:
+    """The most bytes that a process has in memory while ONNX Runtime runs a float file in it on samples, one by one."""
+    out = cached("outputs/inference_peak.npy")
+    return process.call(
+        ROW_BY_ROW, path=str(source), settings=asdict(ORT), samples=str(samples), out=str(out)
+    ).peak_bytes
 
 
 def openvino_settings(**settings: Any) -> EngineSettings:

@@ -42,14 +42,17 @@ def call(function: str, **arguments: Any) -> Done:
         JobError: anything else went wrong.
     """
     request = json.dumps({"function": function, "arguments": arguments})
-    finished = subprocess.run(
-        [sys.executable, "-m", "bench.process", request],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT_S,
-        check=False,
-    )
+    try:
+        finished = subprocess.run(
+            [sys.executable, "-m", "bench.process", request],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise JobError(f"{function}: not done after {TIMEOUT_S} s") from None
     if finished.returncode:
         said = [line for line in finished.stderr.splitlines() if line.strip()]
         raise JobError(f"{function}: exit code {finished.returncode}: {said[-1] if said else 'no message'}")

@@ -36,6 +36,7 @@ class Runnable:
     size_bytes: int
     outputs: Path
     note: str = ""
+    peak_bytes: int | None = None  # of making it, where that was measured
 
 
 @dataclass(frozen=True)
@@ -158,6 +159,14 @@ class Rows:
             return Check(what, row.scores[key], limit(), sense)
         except MissingError as missing:
             return Check(what, None, float("nan"), sense, why=str(missing))
+
+    def peak_check(self, what: str, name: str, original: str) -> Check:
+        """The peak memory of making `name`, at most twice that of running the original plus 2 GB; in MB."""
+
+        def limit() -> float:
+            return 2 * self.named(original)[0].scores["peak_mb"] + 2000
+
+        return self.score_check(f"{what}: peak MB", name, "peak_mb", limit, "at most")
 
     def size_check(self, what: str, name: str, limit_bytes: float) -> Check:
         """The bytes of `name`, at most `limit_bytes`; value and limit are in MB."""

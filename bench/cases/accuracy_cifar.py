@@ -10,7 +10,7 @@ import numpy as np
 
 from bench import data, quality
 from bench.case import Case, Tell
-from bench.entrants import ORT, nncf, ort_static
+from bench.entrants import ORT, inference_peak, nncf, ort_static
 from bench.paths import MissingError, cached
 from bench.process import JobError, call
 from bench.table import CaseResult, Check, Column, Row, Rows, Runnable, file_runnable
@@ -90,7 +90,11 @@ def case(net: Net) -> Case:
         def of_file(made: Runnable) -> tuple[Path, Mapping[str, float]]:
             return made.outputs, {"mb": made.size_bytes / 1e6}
 
-        rows = [scored("float32", "float", lambda: of_file(file_runnable("float32", net.path, ORT, samples)))]
+        def original() -> tuple[Path, Mapping[str, float]]:
+            outputs, more = of_file(file_runnable("float32", net.path, ORT, samples))
+            return outputs, {**more, "peak_mb": inference_peak(net.path, calibration()) / 1e6}
+
+        rows = [scored("float32", "float", original)]
         peers = (
             *nncf(lambda: net.path, calibration, samples),
             ort_static(lambda: net.path, calibration, samples, "MinMax"),
@@ -110,7 +114,8 @@ def case(net: Net) -> Case:
             f"32 x 32. Calibrated on the first {CALIBRATION} training images, without labels; the first {CHOSEN_ON} "
             "of them choose among fewbits' files. Scored on the 10,000 test images. Weights per channel, activations "
             "per tensor; rows with activations have the first and the last layer in 8 bits, and shortcuts in float. "
-            "fewbits at effort high; seconds are those of reading, observing, learning and writing, with two threads."
+            "fewbits at effort high; seconds are those of reading, observing, learning and writing, with two threads. "
+            "Peak memory is that of the process; float32's is that of running it on the calibration images, one by one."
         )
         return CaseResult(name, title, setting, COLUMNS, tuple(rows), _checks(net, Rows(rows)))
 
@@ -154,6 +159,7 @@ def _checks(net: Net, rows: Rows) -> tuple[Check, ...]:
             if limit is not None:
                 name, what = f"fewbits {one.recipe}", f"{one.recipe}: {what}"
                 found.append(rows.score_check(what, name, key, lambda limit=limit: float(limit), "at most"))
+        found.append(rows.peak_check(one.recipe, f"fewbits {one.recipe}", "float32"))
     return tuple(found)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from bench import data, models, quality
 from bench.case import Case, Tell
-from bench.entrants import NNCF, fewbits, made, nncf
+from bench.entrants import NNCF, fewbits, inference_peak, made, nncf
 from bench.keep import kept, version
 from bench.paths import MissingError, cached
 from bench.process import JobError, call
@@ -77,7 +77,11 @@ def measure(tell: Tell) -> CaseResult:
 
     static = [*nncf(models.minilm, calibration, pairs, transformer=True)]
     static += [fewbits(W8A8, "w8a8", models.minilm, calibration, pairs)]
-    rows = [scored("float32", "float", lambda: float_outputs)]
+
+    def original() -> _Made:
+        return replace(float_outputs, spent={"peak_mb": inference_peak(models.minilm(), calibration()) / 1e6})
+
+    rows = [scored("float32", "float", original)]
     rows += [scored(one.name, one.role, lambda one=one: _of_file(one.make(), paragraphs)) for one in static]
     rows += [scored(NNCF_INT4, "peer", lambda: _of_file(_nncf_int4(pairs), paragraphs))]
     rows += [
@@ -91,7 +95,8 @@ def measure(tell: Tell) -> CaseResult:
         "128 tokens. w8a8 and NNCF calibrate on 256 paragraphs of WikiText-2 valid and run in OpenVINO; w4, w3 and w2 "
         "learn from 512, cut to 128 tokens and as sentences, in PyTorch, and are the safetensors of fb.save. Every "
         "weight matrix and table of fewbits' is in the named width; NNCF's int4 has its tables in int8, quanto's in "
-        "float. Seconds are those from the float module to the file, with two threads allowed."
+        "float. Seconds are those from the float module to the file, with two threads allowed. Peak memory is that of "
+        "the process; float32's is that of running the ONNX file on paragraphs of 128 tokens, one by one."
     )
     return CaseResult(CASE.name, CASE.title, setting, COLUMNS, tuple(rows), _checks(Rows(rows)))
 
@@ -110,7 +115,8 @@ def _of_file(runnable: Runnable, paragraphs: Path) -> _Made:
     """What is made for the pairs, run on the paragraphs as well."""
     contestant = runnable.contestant
     again = file_runnable(contestant.name, contestant.path, contestant.settings, paragraphs)
-    return _Made(runnable.outputs, again.outputs, runnable.size_bytes, {})
+    spent = {} if runnable.peak_bytes is None else {"peak_mb": runnable.peak_bytes / 1e6}
+    return _Made(runnable.outputs, again.outputs, runnable.size_bytes, spent)
 
 
 def _nncf_int4(samples: Path) -> Runnable:
@@ -168,6 +174,7 @@ def _checks(rows: Rows) -> tuple[Check, ...]:
             lambda: rows.best("agreement", *NNCF) + OVER_NNCF,
             "at least",
         ),
+        rows.peak_check("w8a8", W8A8, "float32"),
     ]
     for one in WANTED:
         spearman, agreement = one.spearman, one.agreement
@@ -183,6 +190,7 @@ def _checks(rows: Rows) -> tuple[Check, ...]:
                     f"{one.recipe}: agreement", one.name, "agreement", lambda x=agreement: x, "at least"
                 )
             )
+        found.append(rows.peak_check(one.recipe, one.name, "float32"))
         if one.effort == "normal":
             found.append(
                 rows.score_check(
