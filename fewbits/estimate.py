@@ -25,9 +25,10 @@ TURN_S = 0.05  # a worker comes to rest after its block
 AGAIN = 1.4  # what is close to the fastest is measured twice as long
 OBSERVED = 3.0  # runs that a calibration sample costs, and a millisecond for its histograms
 CHECKED = 30.0  # runs that checking a file against its plan costs
-LAYER_S, PARAM_S = 0.05, 2e-7  # to round a layer against data, and each of its weights
-CORRECTED, CORRECTED_LAYER_S = 2.0, 0.02  # runs that a sample costs torch, and a layer's bias beside them
-JUDGED_LAYER_S = 0.01  # what a recipe does to a layer, for the heat map
+LAYER_S, PARAM_S = 0.09, 2e-7  # to round a layer against data, and each of its weights
+CORRECTED, CORRECTED_LAYER_S = 2.0, 0.03  # runs that a sample costs torch, and a layer's bias beside them
+JUDGED_LAYER_S = 0.02  # what a recipe does to a layer, for the heat map
+ALONE_S = 0.1  # to write a file with one layer rounded
 LEARNED = (
     8.0  # runs of an engine that a sample costs torch, forward and back: once in its blocks, once in all
 )
@@ -163,7 +164,7 @@ def estimate(
         measure_s=started + rounds + batches * (started + rounds * BATCH_ROUNDS / ROUNDS),
         check_s=found.load_s + CHECKED * found.run_s,
         learn_s=2 * learned_samples * found.run_s * LEARNED,
-        alone_s=found.load_s + WORST * (found.load_s + score_s),
+        alone_s=found.load_s + WORST * (ALONE_S + found.load_s + score_s),
         files=len(planned),
         calibrated=sum(one.recipe.uses_data for one in planned) if calibration_samples else 0,
         equalized=sum(one.equalize for one in recipes) if calibration_samples and info.links else 0,

@@ -21,7 +21,7 @@ from fewbits.ending import Ending, NothingMore, parse_budget
 from fewbits.engines.cpu import cpu
 from fewbits.engines.engine import available
 from fewbits.errors import InputError
-from fewbits.estimate import RANDOM_SAMPLES, UNKNOWN_SAMPLES, Pace, estimate, sample_count
+from fewbits.estimate import ALONE_S, RANDOM_SAMPLES, UNKNOWN_SAMPLES, Pace, estimate, sample_count
 from fewbits.measure.latency import ENOUGH_ROUNDS, CallableContestant, measure_latency
 from fewbits.models.model import open_model
 from fewbits.planning.recipe import PRESETS, ResolvedRecipe, write_recipe
@@ -210,7 +210,7 @@ def test_what_recipes_do_beside_rounding_is_counted(tmp_path):
     equalized = of("w4a8", learn=False, correct=False)
     assert equalized.total_s == pytest.approx(plain.total_s + plain.calibrate_s)  # observed twice
     assert plain.alone_s == pytest.approx(
-        0.1 + 2 * (0.1 + plain.score_s)
+        0.1 + 2 * (ALONE_S + 0.1 + plain.score_s)
     )  # the original, and two layers alone
     without = of("w4", data=0)
     assert without.total_s == pytest.approx(of("w4", data=0, correct=False, learn=False).total_s)

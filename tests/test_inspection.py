@@ -123,7 +123,8 @@ def test_every_preset_says_what_it_needs_and_who_gains(tmp_path):
     found = {one.recipe: one for one in inspect(network(tmp_path / "m.onnx", size=128)).could_give}
     assert list(found) == list(PRESETS)
     assert found["w8a8"].needs == "needs calibration data (--data FILE)"
-    assert found["w4_g128"].needs == "needs no data"
+    assert found["w4_g128"].needs == "needs no data, closer with some"
+    assert found["w4_g64_hqq"].needs == "needs no data"
     engines = {recipe: {name for gain in one.gains for name in gain.engines} for recipe, one in found.items()}
     assert engines["w8a8"] == {"onnxruntime", "openvino"}
     assert engines["w8a8_dynamic"] == {"onnxruntime"}

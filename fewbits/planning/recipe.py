@@ -269,12 +269,13 @@ def _few(bits: int) -> Recipe:
 def _linear4(name: str, weights: Scheme, text: str, protect: bool = False) -> Recipe:
     """Linear layers in 4 bits, the rest in 8."""
     rules = (Rule("MatMul", weights), Rule("Gemm", weights), Rule("*", INT8_CHANNEL))
-    return Recipe(name, rules, text, protect=protect)
+    # There is nothing to compensate with where zero may lie between codes.
+    return Recipe(name, rules, text, protect=protect, compensate=weights.range != "half_quadratic")
 
 
 def _w4(group_size: int) -> Recipe:
     int4 = Scheme("int4", per="group", group_size=group_size, range="mse")
-    text = f"weights of linear layers in 4 bits, groups of {group_size}; the rest in 8; no data needed"
+    text = f"linear layers in 4 bits, groups of {group_size}, the rest in 8; no data needed, closer with some"
     return _linear4(f"w4_g{group_size}", int4, text)
 
 

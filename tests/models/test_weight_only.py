@@ -122,3 +122,17 @@ def test_one_codebook_for_all_layers(tmp_path, engine):
     for one in files.candidates:
         assert checker.difference(one) is None
         assert sqnr_db(expected, files.session(one).run(feeds)) > 15
+
+
+@pytest.mark.parametrize("name", ["w4_g32", "w4_g128_awq"])
+def test_weights_in_groups_make_up_for_each_other(tmp_path, name):
+    path, feeds = NET.save(tmp_path / "m.onnx", 21), NET.samples(256)
+    mixed = np.random.default_rng(3).standard_normal((128, 128)) * np.logspace(0, -2, 128)[:, None]
+    feeds["x"] = (feeds["x"] @ mixed).astype(np.float32)
+    data, seen = {"x": feeds["x"][:192]}, {"x": feeds["x"][192:]}
+    plain, compensated = (
+        closeness(path, data, seen, replace(PRESETS[name], compensate=on), tmp_path / str(on), "openvino")
+        for on in (False, True)
+    )
+    assert compensated > plain + 3
+    assert PRESETS[name].compensate and not PRESETS[name].needs_data
