@@ -77,7 +77,9 @@ def _pack_block(codes: Tensor, row: QType) -> Tensor:
         return codes.view(torch.uint8)
     if 8 % row.bits == 0:
         return _pack_within_bytes(codes.view(torch.uint8), row.bits)
-    fields = codes.view(torch.uint8) if row.bits < 8 else codes.int()
+    if row.bits < 8:
+        return _pack_across_bytes(codes.view(torch.uint8), row.bits)
+    fields = codes.int()
     shifts = torch.arange(row.bits, dtype=fields.dtype, device=codes.device)
     bits = ((fields.unsqueeze(-1) >> shifts) & 1).to(torch.uint8)
     return _pack_within_bytes(bits.view(-1), 1)
@@ -88,6 +90,8 @@ def _unpack_block(packed: Tensor, row: QType, count: int) -> Tensor:
         return packed.contiguous().view(row.code_dtype)
     if 8 % row.bits == 0:
         fields = _unpack_within_bytes(packed, row.bits)[:count]
+    elif row.bits < 8:
+        fields = _unpack_across_bytes(packed, row.bits)[:count]
     else:
         bits = _unpack_within_bytes(packed, 1)[: count * row.bits].view(count, row.bits)
         shifts = torch.arange(row.bits, dtype=torch.int32, device=packed.device)
@@ -125,3 +129,29 @@ def _unpack_within_bytes(packed: Tensor, bits: int) -> Tensor:
         words |= words << shift
     words &= _MASKS[bits]
     return words.view(torch.uint8)
+
+
+def _pack_across_bytes(fields: Tensor, bits: int) -> Tensor:
+    """3, 5, 6 and 7 bits, from uint8: eight codes, a byte each, move together until they fill ``bits`` bytes."""
+    count = packed_size(fields.numel(), bits)
+    words = torch.nn.functional.pad(fields, (0, -fields.numel() % 8)).view(torch.int64)
+    words = words & _runs(1, bits, 1)
+    for codes in (1, 2, 4):
+        still = words & _runs(codes, bits, 2 * codes)
+        words = still | (words ^ still) >> codes * (8 - bits)
+    return words.view(torch.uint8).view(-1, 8)[:, :bits].reshape(-1)[:count]
+
+
+def _unpack_across_bytes(packed: Tensor, bits: int) -> Tensor:
+    """The way back: ``bits`` bytes move apart into eight, halves first."""
+    rows = torch.nn.functional.pad(packed, (0, -packed.numel() % bits)).view(-1, bits)
+    words = torch.nn.functional.pad(rows, (0, 8 - bits)).view(torch.int64).view(-1)
+    for codes in (4, 2, 1):
+        still = words & _runs(codes, bits, 2 * codes)
+        words = still | (words ^ still) << codes * (8 - bits)
+    return words.view(torch.uint8)
+
+
+def _runs(codes: int, bits: int, size: int) -> int:
+    """A word with the bits of so many neighbouring codes set at the lower end of every ``size`` bytes."""
+    return sum(((1 << codes * bits) - 1) << 8 * start for start in range(0, 8, size))
