@@ -38,6 +38,7 @@ class Prune(_Record):
     kind: Literal["prune"]
     blocks: tuple[str, ...] = ()
     macs: Share | None = None
+    params: Share | None = None
     channels: Share | None = None
     importance: Literal["l2", "taylor"] = "taylor"
     batches: Positive = 8

@@ -27,6 +27,7 @@ def prune_channels(
     example: Any,
     *,
     macs: float | None = None,
+    params: float | None = None,
     channels: float | None = None,
     importance: Importance = "l2",
     data: Iterable[Any] | None = None,
@@ -40,7 +41,8 @@ def prune_channels(
     concatenations) go together. What their numbers depend on in ways not known here keeps all of them: inputs
     and outputs, padded channels, grouped convolutions, layer norm, attention.
 
-    Channels are removed in order of what they are worth for each multiplication that they cost:
+    Channels are removed in order of what they are worth for what they cost, in multiplications or in parameters, or in
+    both while both are too many:
 
     - ``l2``: the squares of all parameters that would go with them, relative to the mean of their like (after Li et al.
       2017, "Pruning Filters for Efficient ConvNets", arXiv:1608.08710);
@@ -51,6 +53,7 @@ def prune_channels(
         module: a float module without masks that ``torch.export`` takes; it is left alone.
         example: inputs: a tensor, a tuple of arguments or a dict of named ones, with one sample or more.
         macs: the share of the multiplications that may be left, between 0 and 1.
+        params: the share of the weights of convolutions and linear layers that may be left; alone or beside ``macs``.
         channels: instead: the share that stays of every kind of channels.
         importance: of channels, see above.
         data: for ``taylor``: batches of (inputs, targets), as ``fit`` takes them.
@@ -62,11 +65,16 @@ def prune_channels(
         InputError: a share out of range, one that would empty a layer (it is named), a module that cannot be exported
             or whose code holds sizes, nothing to remove.
     """
-    if (macs is None) == (channels is None):
-        raise InputError("prune_channels: give either macs or channels, the share to keep, such as macs=0.5")
-    name, share = ("macs", macs) if macs is not None else ("channels", channels)
-    if share is None or not 0 < share <= 1:
-        raise InputError(f"prune_channels: {name} is {share}; give the share to keep, above 0 and at most 1")
+    limits = {name: share for name, share in (("macs", macs), ("params", params)) if share is not None}
+    if bool(limits) == (channels is not None):
+        raise InputError(
+            "prune_channels: give macs or params or both, or channels: the share to keep, such as macs=0.5"
+        )
+    for name, share in {**limits, **({} if channels is None else {"channels": channels})}.items():
+        if not 0 < share <= 1:
+            raise InputError(
+                f"prune_channels: {name} is {share}; give the share to keep, above 0 and at most 1"
+            )
     if multiple < 1:
         raise InputError(
             f"prune_channels: multiple is {multiple}; give 1, or the block that an engine computes in"
@@ -85,10 +93,10 @@ def prune_channels(
     else:
         worth = _energy(smaller)
     scores = _scores(found, worth, kinds, relative=importance == "l2")
-    if macs is not None:
-        gone = _down_to(macs, found, kinds, scores, multiple)
+    if channels is None:
+        gone = _down_to(limits, found, kinds, scores, multiple)
     else:
-        gone = _share_of_each(share, kinds, scores, multiple)
+        gone = _share_of_each(channels, kinds, scores, multiple)
     _rebuild(smaller, found, gone)
     _still_runs(module, smaller, example)
     return smaller.train(module.training)
@@ -134,7 +142,7 @@ def count_macs(module: nn.Module, example: Any) -> int:
         InputError: the module cannot be exported.
     """
     found = _walked(copy.deepcopy(module).eval(), beside(module, example))
-    return _Cost(found, found.roots()).total(set())
+    return _multiplications(found).total(set())
 
 
 def beside(module: nn.Module, example: Any) -> Any:
@@ -228,17 +236,21 @@ def _scores(
 
 
 class _Cost:
-    """Multiplications, for one sample, of layers without some of their channels."""
+    """What layers without some of their channels come to.
 
-    def __init__(self, found: Dependencies, roots: Mapping[Place, Sequence[int]]) -> None:
-        self._layers = []
-        for product in found.products:
-            shape = found.shapes[product.weight]
-            axes = [roots.get((product.weight, axis), ()) for axis in (0, 1)]
+    Args:
+        counts: by the weight of a layer, how often each of its elements counts.
+    """
+
+    def __init__(self, found: Dependencies, counts: Iterable[tuple[str, int]]) -> None:
+        roots, self._layers = found.roots(), []
+        for weight, count in counts:
+            shape = found.shapes[weight]
+            axes = [roots.get((weight, axis), ()) for axis in (0, 1)]
             inner = math.prod(
                 size for size, lanes in zip(shape, (*axes, *[()] * len(shape)), strict=False) if not lanes
             )
-            self._layers.append((product.positions * inner, [lanes for lanes in axes if lanes]))
+            self._layers.append((count * inner, [lanes for lanes in axes if lanes]))
 
     def total(self, gone: set[int]) -> int:
         """Without these channels."""
@@ -248,33 +260,55 @@ class _Cost:
         )
 
 
+def _multiplications(found: Dependencies) -> _Cost:
+    """For one sample."""
+    return _Cost(found, ((product.weight, product.positions) for product in found.products))
+
+
+def _weights(found: Dependencies) -> _Cost:
+    return _Cost(found, {product.weight: 1 for product in found.products}.items())
+
+
+_COSTS = {"macs": _multiplications, "params": _weights}
+
+
 def _down_to(
-    share: float, found: Dependencies, kinds: Sequence[_Kind], scores: Mapping[int, float], multiple: int
+    limits: Mapping[str, float],
+    found: Dependencies,
+    kinds: Sequence[_Kind],
+    scores: Mapping[int, float],
+    multiple: int,
 ) -> set[int]:
-    """The channels to remove so that a share of the multiplications is left: those worth least for what they cost."""
-    cost = _Cost(found, found.roots())
-    whole = now = cost.total(set())
+    """The channels to remove so that no more than these shares are left: those worth least for what they cost."""
+    costs = {name: _COSTS[name](found) for name in limits}
+    whole = {name: cost.total(set()) for name, cost in costs.items()}
+
+    def shares(gone: set[int]) -> dict[str, float]:
+        return {name: cost.total(gone) / whole[name] for name, cost in costs.items()}
+
     gone: set[int] = set()
+    now = shares(gone)
     left = {kind: sorted(kind.roots, key=lambda root: scores[root], reverse=True) for kind in kinds}
-    while now > share * whole:
+    while over := [name for name, share in limits.items() if now[name] > share]:
         steps = []
         for kind, roots in left.items():
             stay = (len(roots) - 1) // multiple * multiple
             if stay:
-                saved = now - cost.total(gone | set(roots[stay:]))
-                steps.append(
-                    (sum(scores[root] for root in roots[stay:]) / max(saved, 1), kind.layer, kind, stay)
-                )
+                then = shares(gone | set(roots[stay:]))
+                saved = sum(now[name] - then[name] for name in over)
+                worth = sum(scores[root] for root in roots[stay:]) / max(saved, 1e-12)
+                steps.append((worth, kind.layer, kind, stay))
         if not steps:
             narrow = min(left, key=lambda kind: scores[left[kind][0]])
             raise InputError(
-                f"prune_channels: macs={share} would empty layer {narrow.layer!r}: with {len(left[narrow])} channels "
-                f"left there and as few as can be elsewhere it is {now / whole:.3f}; give at least that"
+                f"prune_channels: {over[0]}={limits[over[0]]} would empty layer {narrow.layer!r}: with "
+                f"{len(left[narrow])} channels left there and as few as can be elsewhere it is {now[over[0]]:.3f}; "
+                "give at least that"
             )
         _, _, kind, stay = min(steps, key=lambda step: step[:2])
         gone.update(left[kind][stay:])
         left[kind] = left[kind][:stay]
-        now = cost.total(gone)
+        now = shares(gone)
     return gone
 
 

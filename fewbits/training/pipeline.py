@@ -202,13 +202,14 @@ def _prune(run: _Run, stage: r.Prune, module: nn.Module, name: str, sparse: bool
         run.labelled(name)
         data = list(itertools.islice(run.batches(), stage.batches))
     example = run.example(EXAMPLES)
-    if stage.macs is None and stage.channels is None and stage.blocks:
+    if stage.blocks and (stage.macs, stage.params, stage.channels) == (None, None, None):
         return prune_blocks(module, example, stage.blocks), ()
     # Channels first: what they are worth can be told as long as the model does what it learned.
     smaller = prune_channels(
         module,
         example,
         macs=stage.macs,
+        params=stage.params,
         channels=stage.channels,
         importance=stage.importance,
         data=data,

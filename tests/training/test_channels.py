@@ -163,6 +163,26 @@ def test_blocks_are_left_out_and_states_loaded():
         load_smaller(net, fewer.state_dict())
 
 
+def test_multiplications_and_weights_can_both_be_limited():
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 16, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Linear(16, 200), nn.ReLU(), nn.Linear(200, 10),
+    )  # fmt: skip
+
+    def left(**limits):
+        smaller = prune_channels(net, X, **limits)
+        return tuple(count(smaller) / count(net) for count in (weights, lambda one: count_macs(one, X)))
+
+    def weights(one):
+        kinds = (nn.Conv2d, nn.Linear)
+        return sum(part.weight.numel() for part in one.modules() if isinstance(part, kinds))
+
+    for limits in ({"macs": 0.3}, {"params": 0.5}, {"macs": 0.3, "params": 0.5}):
+        params, macs = left(**limits)
+        assert (params <= 0.5) == ("params" in limits) and (macs <= 0.3) == ("macs" in limits)
+
+
 def test_excluded_layers_and_multiples():
     smaller = prune_channels(made(Residual), X, macs=0.4, multiple=4, exclude=["a.*"])
     assert smaller.a[0].out_channels == 12
@@ -204,8 +224,9 @@ def test_what_is_refused():
         with pytest.raises(InputError, match=said):
             prune_channels(module, example, **more)
 
-    refused("give either macs or channels")
-    refused("give either macs or channels", macs=0.5, channels=0.5)
+    refused("give macs or params or both, or channels")
+    refused("give macs or params or both, or channels", macs=0.5, channels=0.5)
+    refused("params=0.01 would empty layer", params=0.01)
     refused("macs is 0; give the share to keep", macs=0)
     refused("channels is 1.5", channels=1.5)
     refused("multiple is 0", macs=0.5, multiple=0)
