@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 FLOAT_BYTES, HALF_BYTES = 4, 2
+NARROWEST = 4  # bits of a code in a file that engines read; what has fewer lies in as many
 FEW_BITS = ("int8", "uint8", "int4", "uint4", "int2", "uint2", "float8e4m3fn", "float8e5m2", "float4e2m1")
 SHOWN_LAYERS = 20
 SHOWN_OPERATORS = 16
@@ -355,8 +356,8 @@ def _weights_bytes(assigned: Sequence[Assignment]) -> int:
 
 
 def stored_bytes(weight: WeightInfo, scheme: Scheme) -> int:
-    """Bytes of a weight's codes with their scales and zero points, or of its narrower floats."""
-    bits = find(scheme.qtype).bits
+    """Bytes of a weight's codes in an engine's file, with their scales and zero points, or of its narrower floats."""
+    bits = max(find(scheme.qtype).bits, NARROWEST)
     codes = packed_size(weight.params, bits)
     if scheme.is_float:
         return codes

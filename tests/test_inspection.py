@@ -119,6 +119,12 @@ def test_stored_bytes_are_those_of_the_tensor_that_is_made(scheme):
     assert stored_bytes(weight, scheme) == made.nbytes
 
 
+def test_codes_of_fewer_than_4_bits_lie_in_4():
+    weight = WeightInfo("w", (96, 10), channel_axis=1, group_axis=0)
+    sizes = {stored_bytes(weight, Scheme(qtype)) for qtype in ("int4", "int3", "int2", "ternary")}
+    assert sizes == {96 * 10 // 2 + 4}
+
+
 def test_every_preset_says_what_it_needs_and_who_gains(tmp_path):
     found = {one.recipe: one for one in inspect(network(tmp_path / "m.onnx", size=128)).could_give}
     assert list(found) == list(PRESETS)
