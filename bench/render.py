@@ -29,12 +29,8 @@ def show(result: CaseResult, console: Console) -> None:
         console.print(f"  [{colour}]{_verdict(check)}[/{colour}] {escape(_sentence(check))}", highlight=False)
 
 
-def markdown(results: Iterable[CaseResult]) -> str:
-    """All cases as Markdown sections."""
-    return "\n".join(_section(result) for result in results)
-
-
-def _section(result: CaseResult) -> str:
+def markdown(result: CaseResult) -> str:
+    """A case as a section in Markdown."""
     headings = _headings(result)
     lines = [f"### {result.title}", "", result.setting, ""]
     lines += [_line(headings), _line(["---"] * len(headings))]

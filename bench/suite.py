@@ -34,7 +34,7 @@ PACKAGES = (
 )
 PIPED_WIDTH = 160
 Machine = dict[str, Any]
-SECTION = re.compile(r"(<!-- results -->\n).*(<!-- end of results -->)", re.DOTALL)
+SECTION = re.compile(r"(<!-- results -->\n)(.*)(<!-- end of results -->)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -66,15 +66,15 @@ def main(suite: Suite, arguments: Sequence[str] | None = None) -> int:
         "cases", nargs="*", metavar="CASE", help=f"any of: {', '.join(cases)}; all by default"
     )
     parser.add_argument("--fresh", action="store_true", help="make the peers' files and outputs anew")
-    parser.add_argument("--publish", action="store_true", help="put the tables of a full run into the docs")
+    parser.add_argument(
+        "--publish", action="store_true", help="put the tables into the docs; those of other cases stay"
+    )
     chosen = parser.parse_args(arguments)
     unknown = [name for name in chosen.cases if name not in cases]
     if unknown:
         parser.error(f"no case {', '.join(unknown)}; there are {', '.join(cases)}")
     names = chosen.cases or list(cases)
     full = set(names) == set(cases)
-    if chosen.publish and not full:
-        parser.error("only a full run is published; name no cases")
     if chosen.fresh:
         for folder in ("peers", "tflite", "outputs"):
             shutil.rmtree(CACHE / folder, ignore_errors=True)
@@ -88,7 +88,7 @@ def main(suite: Suite, arguments: Sequence[str] | None = None) -> int:
     machine = _machine(suite.packages)
     _write(results, machine, (RESULTS if full else CACHE / "results") / suite.results, console)
     if chosen.publish:
-        _publish(results, machine, suite.page)
+        _publish(results, machine, suite)
         console.print(f"Published in {suite.page.relative_to(ROOT)}.")
     checks = [check for result in results for check in result.checks]
     reached = sum(check.reached is True for check in checks)
@@ -139,17 +139,32 @@ def _write(results: Sequence[CaseResult], machine: Machine, stem: Path, console:
         "cases": [as_json(result) for result in results],
     }
     document_path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    page.write_text(_page_section(results, machine), encoding="utf-8")
+    page.write_text("\n".join(_sections(results, machine).values()), encoding="utf-8")
     console.print(f"\nWritten: {document_path.relative_to(ROOT)} and {page.name} beside it.")
 
 
-def _page_section(results: Sequence[CaseResult], machine: Machine) -> str:
+def _sections(results: Sequence[CaseResult], machine: Machine) -> dict[str, str]:
+    """By title, a case's table with what it was measured on and when."""
     versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items() if number)
     here = f"{machine['cpu']} ({', '.join(machine['isa'])}), {machine['threads']} threads"
-    return f"{here}. {versions}. {datetime.date.today().isoformat()}.\n\n{markdown(results)}"
+    measured = f"{here}. {versions}. {datetime.date.today().isoformat()}."
+    return {one.title: f"{markdown(one)}\n{measured}\n" for one in results}
 
 
-def _publish(results: Sequence[CaseResult], machine: Machine, page: Path) -> None:
-    text = page.read_text(encoding="utf-8")
-    section = _page_section(results, machine)
-    page.write_text(SECTION.sub(lambda match: match[1] + section + match[2], text), encoding="utf-8")
+def _publish(results: Sequence[CaseResult], machine: Machine, suite: Suite) -> None:
+    """Put these cases' sections in the place of those that the page has; what stands before them goes once all are new."""
+    text = suite.page.read_text(encoding="utf-8")
+    found = SECTION.search(text)
+    assert found is not None
+    before, *old = re.split(r"^(?=### )", found[2], flags=re.MULTILINE)
+    sections = {one.split("\n", 1)[0].removeprefix("### "): one for one in old} | _sections(results, machine)
+    titles = [case.title for case in suite.cases]
+    whole = all(case.title in {one.title for one in results} for case in suite.cases)
+    body = [
+        "" if whole else before,
+        *(sections[title].strip() + "\n\n" for title in titles if title in sections),
+    ]
+    suite.page.write_text(
+        text[: found.start()] + found[1] + "".join(body).strip() + "\n" + found[3] + text[found.end() :],
+        encoding="utf-8",
+    )
