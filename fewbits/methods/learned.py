@@ -336,5 +336,5 @@ class _FakeQuantize(torch.autograd.Function):
 
 
 def straight_through(rounded: Tensor, x: Tensor) -> Tensor:
-    """``rounded`` with the gradient of ``x``."""
-    return x + (rounded - x).detach()
+    """``rounded``, to the last bit, with the gradient of ``x``."""
+    return rounded.detach() + (x - x.detach())

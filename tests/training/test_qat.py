@@ -70,6 +70,26 @@ def test_the_file_computes_what_the_trained_module_computes(digits, recipe, tmp_
     assert {"QuantizeLinear", "DequantizeLinear"} <= kinds
 
 
+def test_biases_of_many_steps_are_rounded_as_in_the_file(tmp_path):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(8, 1000))
+    with torch.no_grad():
+        net[0].weight.mul_(0.1)
+        net[0].bias.normal_()
+    x = torch.rand(64, 8)
+    student = qat(net, "w8a8", x)
+    with torch.no_grad():
+        for name, one in student.named_parameters():
+            if name.endswith("stretch"):
+                one.add_(0.01 * torch.randn_like(one))
+        wanted = student(x).numpy()
+    path = student.export(tmp_path / "m.onnx")
+    scales = {one.name: onnx.numpy_helper.to_array(one) for one in onnx.load(path).graph.initializer}
+    (step,) = (value for name, value in scales.items() if "bias" in name and name.endswith("_scale"))
+    assert np.abs(wanted).max() / step.min() > 1e5
+    assert (np.abs(run(path, x) - wanted) < 0.5 * step).all()
+
+
 @pytest.mark.parametrize("qtype", ["ternary", "binary"])
 def test_weights_of_three_and_of_two_values_are_trained(digits, qtype, tmp_path):
     recipe = tmp_path / "few.toml"
