@@ -152,7 +152,7 @@ def _sections(results: Sequence[CaseResult], machine: Machine) -> dict[str, str]
 
 
 def _publish(results: Sequence[CaseResult], machine: Machine, suite: Suite) -> None:
-    """Put these cases' sections in the place of those that the page has; what stands before them goes once all are new."""
+    """Put these cases' sections in the place of those of the page; what stands before goes once all are new."""
     text = suite.page.read_text(encoding="utf-8")
     found = SECTION.search(text)
     assert found is not None
