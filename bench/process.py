@@ -18,7 +18,7 @@ from typing import Any
 
 from bench.paths import ROOT, MissingError
 
-TIMEOUT_S = 1800
+TIMEOUT_S = 3600
 
 
 class JobError(Exception):
