@@ -71,7 +71,7 @@ def with_rounding(
     fit(student, batches, epochs=epochs, lr=lr, objective=distillation(net, weight=1.0))
     student.export(path)
     seconds, cpu_seconds = time.perf_counter() - begin, time.process_time() - used
-    np.save(out, _logits(student, samples))
+    np.save(out, _logits(student.double(), samples))  # engines add integers, without an error; float32 would
     return {"seconds": seconds, "cpu_seconds": cpu_seconds, "start_seconds": started}
 
 
@@ -107,7 +107,8 @@ def _logits(module: nn.Module, samples: str) -> Any:
 
     module.eval()
     with np.load(Path(samples)) as arrays, torch.no_grad():
-        return torch.cat([module(part) for part in torch.from_numpy(arrays["x"]).split(SCORED)]).numpy()
+        x = torch.from_numpy(arrays["x"]).to(next(module.parameters()).dtype)
+        return torch.cat([module(part) for part in x.split(SCORED)]).numpy()
 
 
 def _resident() -> int:

@@ -246,12 +246,12 @@ def _on_cpu(q: QTensor) -> QTensor:
 def _on_grid(bias: Tensor, step: Tensor, scale: Tensor | None) -> Tensor:
     """Whole numbers of the steps of a layer's products, with the gradient of the bias.
 
-    They are the file's: large numbers of steps, so that float32 would round one in a hundred to the next.
+    They are the file's, whose step is a float32: so many steps that float32 would round one in a hundred to the next.
     """
     assert scale is not None
-    step = step * scale
+    step = step.float() * scale.float()
     codes = (bias.double() / step).round().to(bias.dtype)
-    return straight_through(codes * step, bias)
+    return straight_through(codes * step.to(bias.dtype), bias)
 
 
 def inputs_of(activations: Collection[ActivationPlan]) -> Mapping[str, ActivationPlan]:

@@ -58,7 +58,7 @@ class TrainedWeight(nn.Module):
     def _step(self) -> Tensor:
         """The step as it is now, with gradients scaled to suit the weights' (LSQ, section 2.2)."""
         count = self.weight.numel() / self.stretch.numel()
-        return self.first * _scaled(self.stretch, (count * self._high) ** -0.5).exp()
+        return _stretched(self.first, self.stretch, (count * self._high) ** -0.5)
 
     @property
     def scale(self) -> Tensor:
@@ -66,13 +66,13 @@ class TrainedWeight(nn.Module):
         return self._step.detach().reshape(self._q.layout.parameter_shape)
 
     def _codes(self, step: Tensor) -> Tensor:
-        places = torch.where(self.kept, self.weight / step, 0.0).clamp(self._low, self._high)
+        places = torch.where(self.kept, self.weight.float() / step, 0.0).clamp(self._low, self._high)
         return straight_through(places.round(), places)
 
     def forward(self, tensor: Tensor) -> Tensor:
         """What the codes stand for, in the shape of the weight, whatever ``tensor`` holds."""
         step = self._step
-        joined: Tensor = self._q.layout.join(self._codes(step) * step)
+        joined: Tensor = self._q.layout.join(self._codes(step).to(self.weight.dtype) * step)
         return joined
 
     @torch.no_grad()
@@ -93,7 +93,7 @@ class TrainedSign(TrainedWeight):
         return places.clamp(-1, 1)
 
     def _codes(self, step: Tensor) -> Tensor:
-        places = (self.weight / step).clamp(-1, 1)
+        places = (self.weight.float() / step).clamp(-1, 1)
         return straight_through(torch.where(places >= 0, 1.0, -1.0), places)
 
 
@@ -151,11 +151,11 @@ class TrainedStep(nn.Module):
     @property
     def step(self) -> Tensor:
         """The step as it is now, float32 scalar with gradients."""
-        return self.first * self.stretch.exp()
+        return _stretched(self.first, self.stretch, 1.0)
 
     def forward(self, tensor: Tensor) -> Tensor:
         """The activation, any shape, as its codes stand for it."""
-        steps = self.first * _scaled(self.stretch, (tensor.numel() * self._high) ** -0.5).exp()
+        steps = _stretched(self.first, self.stretch, (tensor.numel() * self._high) ** -0.5)
         return fake_quantize(tensor, steps, self._zero_point, self._low, self._high)
 
 
@@ -171,6 +171,6 @@ class TrainedBias(nn.Module):
         return self.values
 
 
-def _scaled(x: Tensor, by: float) -> Tensor:
-    """The tensor itself, to the last bit, with its gradient multiplied."""
-    return straight_through(x, x * by)
+def _stretched(first: Tensor, stretch: Tensor, by: float) -> Tensor:
+    """A step as it is now, the float32 that the file holds, also of a module in float64; its gradient times ``by``."""
+    return first.float() * straight_through(stretch, stretch * by).float().exp()

@@ -160,7 +160,8 @@ class QatModule(nn.Module):
     def __deepcopy__(self, memo: Any) -> QatModule:
         copy = QatModule(self._model, self._first, self._shape)
         copy.load_state_dict(self.state_dict())
-        return copy.to(one_device(self)).train(self.training)
+        wide = any(one.dtype == torch.float64 for one in self.parameters())
+        return (copy.double() if wide else copy).to(one_device(self)).train(self.training)
 
 
 @dataclass(frozen=True)

@@ -160,11 +160,18 @@ class OnnxNetwork:
 
 
 def _together(node: _Node, inputs: list[Tensor | None]) -> list[Tensor | None]:
-    """Constants beside what is computed, where that is not on the CPU; numbers that say how stay there."""
-    device = next((one.device for one in inputs if one is not None and one.device.type != "cpu"), None)
-    if device is None or node.op in READS_NUMBERS:
+    """Constants where what is computed is, and as wide; numbers that say how stay as they are, on the CPU."""
+    given = [one for one in inputs if one is not None]
+    device = next((one.device for one in given if one.device.type != "cpu"), None)
+    wide = any(one.dtype == torch.float64 for one in given)
+    if node.op in READS_NUMBERS or (device is None and not wide):
         return inputs
-    return [None if one is None else one.to(device) for one in inputs]
+    return [None if one is None else _like(one, device, wide) for one in inputs]
+
+
+def _like(tensor: Tensor, device: torch.device | None, wide: bool) -> Tensor:
+    moved = tensor if device is None else tensor.to(device)
+    return moved.double() if wide and moved.is_floating_point() else moved
 
 
 def _uses(nodes: Collection[_Node]) -> dict[str, int]:
