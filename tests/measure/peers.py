@@ -1,5 +1,6 @@
 """Callables to be timed in workers, most of them ill-behaved."""
 
+import hashlib
 import os
 import signal
 import sys
@@ -38,7 +39,9 @@ def hanging_after(runs):
 def never_idle():
     def spin():
         while True:
-            pass
+            hashlib.sha256(zeros)  # without the interpreter's lock
 
-    threading.Thread(target=spin, daemon=True).start()
+    zeros = bytes(1 << 20)
+    for _ in range(4):  # one alone may have to wait for a whole moment where others work too
+        threading.Thread(target=spin, daemon=True).start()
     return lambda: time.sleep(0.001)

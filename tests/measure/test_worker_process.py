@@ -49,11 +49,19 @@ def test_an_idle_worker_uses_no_cpu(engine, tmp_path):
             assert sum(process.cpu_times()[:2]) - before <= 0.03  # spinning threads would take 0.3 and more
 
 
-def test_a_worker_that_cannot_rest_is_refused():
+def refusal(factory):
+    """What a worker's failure to load says; nothing where it loads."""
     with WorkerProcess() as worker:
-        prepared(worker, peer("never_idle")).send({"do": "load"})
-        with pytest.raises(WorkerFailure, match=r"of a core is busy 2 s after the last run"):
-            worker.receive(WAIT_S)
+        try:
+            loaded(worker, peer(factory))
+        except WorkerFailure as failure:
+            return str(failure)
+    return ""
+
+
+def test_a_worker_that_cannot_rest_is_refused():
+    # Where others work too it may have to wait for a moment itself, which looks like rest.
+    assert any("of a core is busy 2 s after the last run" in refusal("never_idle") for _ in range(5))
 
 
 def test_what_a_contestant_prints_does_not_mix_with_answers():
