@@ -20,6 +20,7 @@ from fewbits.methods.learned import (
     LearnedWeight,
     straight_through,
 )
+from fewbits.methods.near_ties import Grid, clear_step
 from fewbits.models.model import Model
 from fewbits.models.network import Network, Place
 from fewbits.numerics import QTensor, cast, find
@@ -118,6 +119,25 @@ class Learnable:
         inputs = inputs_of(activations)
         layers = tuple(self._learned_layer(layer, inputs.get(layer.node)) for layer in self._plan.layers)
         return replace(self._plan, layers=layers, activations=activations)
+
+    def clear_ties(self) -> None:
+        """Move steps of sums, by a part in 1,000 at most, to where no pair of codes is near a tie.
+
+        Engines then round every sum as the plan's own arithmetic does; see :mod:`fewbits.methods.near_ties`. Needs
+        steps that can be moved.
+        """
+        plans = self._plan.activations
+        by_place = {(edge.node, edge.index): one for one in plans for edge in one.site.readers}
+        by_tensor = {one.site.range_of: one for one in plans}
+        for found in self._network.sums():
+            total = next((by_tensor[name] for name in found.results if name in by_tensor), None)
+            if total is not None and all(place in by_place for place in found.places):
+                first, second = (self._grid(by_place[place]) for place in found.places)
+                self._step(total).move(clear_step(first, second, self._grid(total)))
+
+    def _grid(self, plan: ActivationPlan) -> Grid:
+        row = find(plan.qtype)
+        return Grid(float(self._step(plan).step.detach()), plan.zero_point, row.qmin, row.qmax)
 
     def _add_weight(self, layer: LayerPlan, weight: WeightPlan) -> None:
         place = self._network.place(layer.node, weight.name)

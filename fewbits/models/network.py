@@ -55,6 +55,19 @@ class Norm:
     places: tuple[Place, Place]
 
 
+@dataclass(frozen=True)
+class Sum:
+    """A node that adds two tensors.
+
+    Attributes:
+        places: where it reads them.
+        results: the tensor it computes, and what a Relu or Clip that alone reads it makes of it.
+    """
+
+    places: tuple[Place, Place]
+    results: tuple[str, ...]
+
+
 class Network(Protocol):
     """Runs parts of a model: from the tensors that are given to those that are wanted."""
 
@@ -76,6 +89,10 @@ class Network(Protocol):
 
     def norms(self) -> tuple[Norm, ...]:
         """Its batch norms, in order."""
+        ...
+
+    def sums(self) -> tuple[Sum, ...]:
+        """Its sums of two tensors, in order."""
         ...
 
     def run(self, given: Mapping[str, Tensor], wanted: Collection[str], reads: Reads) -> dict[str, Tensor]:

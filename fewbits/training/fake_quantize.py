@@ -153,6 +153,12 @@ class TrainedStep(nn.Module):
         """The step as it is now, float32 scalar with gradients."""
         return _stretched(self.first, self.stretch, 1.0)
 
+    @torch.no_grad()
+    def move(self, step: float) -> None:
+        """It is this one from now on."""
+        self.first.fill_(step)
+        self.stretch.zero_()
+
     def forward(self, tensor: Tensor) -> Tensor:
         """The activation, any shape, as its codes stand for it."""
         steps = _stretched(self.first, self.stretch, (tensor.numel() * self._high) ** -0.5)

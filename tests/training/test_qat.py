@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import re
 import runpy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +13,18 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from onnx import numpy_helper
 from torch import nn
 
 from fewbits.errors import InputError
+from fewbits.methods.near_ties import Grid, near_ties
 from fewbits.methods.reconstruction import Spent
 from fewbits.planning.recipe import Recipe, Rule
 from fewbits.planning.scheme import Scheme
 from fewbits.training import fit, qat, qat_module
+from fewbits.training.fake_quantize import TrainedStep
 from tests.tiny import CONV_BN
+from tests.training.nets import Residual
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "training_digits.py"
 
@@ -68,6 +73,47 @@ def test_the_file_computes_what_the_trained_module_computes(digits, recipe, tmp_
     assert any(a.scale != b.scale for a, b in zip(before.activations, student.plan.activations, strict=True))
     kinds = {node.op_type for node in onnx.load(path).graph.node}
     assert {"QuantizeLinear", "DequantizeLinear"} <= kinds
+
+
+def sums(path):
+    """The steps of a file's sums of two quantized tensors: of the two, and of the total."""
+    graph = onnx.load(path).graph
+    constants = {one.name: numpy_helper.to_array(one) for one in graph.initializer}
+    made = {name: node for node in graph.node for name in node.output}
+    read = {name: node for node in graph.node for name in node.input}
+
+    def grid(node):
+        scale, zero_point = (constants[name] for name in node.input[1:])
+        return Grid(float(scale), int(zero_point), 0, 255)
+
+    for node in graph.node:
+        both = [made.get(name) for name in node.input]
+        if node.op_type == "Add" and all(one and one.op_type == "DequantizeLinear" for one in both):
+            after = read[node.output[0]]
+            after = after if after.op_type == "QuantizeLinear" else read[after.output[0]]
+            if after.op_type == "QuantizeLinear":
+                yield *(grid(one) for one in both), grid(after)
+
+
+def test_steps_of_sums_are_clear_of_ties(tmp_path):
+    torch.manual_seed(0)
+    student = qat(Residual().eval(), "w8a8", torch.randn(64, 3, 8, 8)).eval()
+    path = student.export(tmp_path / "m.onnx")
+    (found,) = sums(path)
+    assert not near_ties(*found)
+    (total,) = (
+        one
+        for one in student.quantizers.values()
+        if isinstance(one, TrainedStep) and float(one.step.detach()) == found[2].scale
+    )
+    total.move(2 * found[1].scale)  # every other sum with a zero lies in the middle between two codes
+    assert near_ties(*found[:2], replace(found[2], scale=2 * found[1].scale))
+    (found,) = sums(student.export(path))
+    assert not near_ties(*found)
+    x = torch.randn(1000, 3, 8, 8)
+    with torch.no_grad():
+        wanted = student.double()(x.double()).numpy()
+    assert np.abs(run(path, x) - wanted).max(1).mean() < 1e-5
 
 
 def test_biases_of_many_steps_are_rounded_as_in_the_file(tmp_path):

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from fewbits.models.network import Block, Norm, Place, Reads, UnsupportedError
+from fewbits.models.network import Block, Norm, Place, Reads, Sum, UnsupportedError
 from fewbits.models.onnx.batch_norm import MEAN_INPUT, VARIANCE_INPUT
+from fewbits.models.onnx.place import RECTIFIERS
 from fewbits.models.onnx.torch_ops import OPERATORS, READS_NUMBERS
 
 if TYPE_CHECKING:
@@ -77,6 +78,20 @@ class OnnxNetwork:
                     places = (node.name, MEAN_INPUT), (node.name, VARIANCE_INPUT)
                     found.append(Norm(node.name, tensor, mean, variance, places))
         return tuple(found)
+
+    def sums(self) -> tuple[Sum, ...]:
+        """Its sums of two tensors, in order."""
+        return tuple(
+            Sum(((node.name, 0), (node.name, 1)), (node.outputs[0], *self._rectified(node)))
+            for node in self._nodes
+            if node.op == "Add" and not set(node.inputs) & set(self._constants)
+        )
+
+    def _rectified(self, node: _Node) -> tuple[str, ...]:
+        """What a node that cuts the range off makes of another's result, where nothing else reads that."""
+        readers = [one for one in self._nodes if node.outputs[0] in one.inputs]
+        alone = len(readers) == 1 and readers[0].op in RECTIFIERS and node.outputs[0] not in self.outputs
+        return readers[0].outputs if alone else ()
 
     def run(self, given: Mapping[str, Tensor], wanted: Collection[str], reads: Reads) -> dict[str, Tensor]:
         """The tensors of these names. Raises UnsupportedError for what is not run here."""
