@@ -58,7 +58,7 @@ def case(wanted: Wanted) -> Case:
         tell("float32")
         floats = _floats()
         tell(f"{wanted.name}: quantization-aware training")
-        rows = [*floats, _row(row, "fewbits", lambda: _rounded(wanted), max(_top1s(floats)))]
+        rows = [*floats, _row(row, "fewbits", lambda: _rounded(wanted), lambda: _best(floats))]
         limits = {"drop in points": ("drop", wanted.drop), "seconds": ("seconds", float(MOST_SECONDS))}
         if wanted.recipe == "w8a8":
             limits["predictions in which the file differs from the trained module, %"] = ("unlike", ALIKE)
@@ -130,19 +130,25 @@ def _floats() -> list[Row]:
     return [before, _row(TUNED, "float", lambda: _in_float("f32"))]
 
 
-def _top1s(rows: list[Row]) -> list[float]:
-    return [row.scores["top1"] for row in rows if row.error is None]
+def _best(floats: list[Row]) -> float:
+    """The better of the two float nets; without one of them there is nothing to be judged by."""
+    rows = Rows(floats)
+    return max(rows.best("top1", one) for one in (BEFORE, TUNED))
 
 
 def _row(
-    name: str, role: Any, make: Callable[[], tuple[Path, Mapping[str, float]]], best: float | None = None
+    name: str,
+    role: Any,
+    make: Callable[[], tuple[Path, Mapping[str, float]]],
+    best: Callable[[], float] | None = None,
 ) -> Row:
     try:
+        to_reach = None if best is None else best()
         path, more = make()
     except (MissingError, JobError, FewbitsError) as error:
         return Row(name, role, error=str(error))
     top1 = _top1(path)
-    scores = {"top1": top1, **more} if best is None else {"top1": top1, "drop": best - top1, **more}
+    scores = {"top1": top1, **more} if to_reach is None else {"top1": top1, "drop": to_reach - top1, **more}
     return Row(name, role, scores=scores)
 
 

@@ -63,7 +63,7 @@ def measure(tell: Tell) -> CaseResult:
 
     def best() -> float:
         # Without one of the two there is nothing to be judged by.
-        return max(rows.named(one)[0].scores["top1"] for one in (BEFORE, TUNED))
+        return max(rows.best("top1", one) for one in (BEFORE, TUNED))
 
     (original,) = rows.named(BEFORE)
     checks: tuple[Check, ...] = (
