@@ -35,8 +35,8 @@ class Corrected:
 
 
 @torch.no_grad()
-def corrected(model: Model, plan: Plan, samples: Samples) -> Corrected:
-    """The plan with the mean error of each layer's output taken out of its bias.
+def corrected(model: Model, plan: Plan, samples: Samples) -> Corrected | None:
+    """The plan with the mean error of each layer's output taken out of its bias; None where no bias can take it.
 
     Each layer reads what the rounded and corrected layers before it give. Codes stay as they are, and so does a layer
     without a bias. A residual network may be no better for it: what a rectifier held at zero is then let through. So
@@ -50,26 +50,30 @@ def corrected(model: Model, plan: Plan, samples: Samples) -> Corrected:
     Raises:
         UnsupportedError: a part of the model cannot be run in torch, or not sample by sample.
     """
-    network, infos = model.network(), {layer.node: layer for layer in model.info.layers}
-    layers = {layer.node: layer for layer in plan.layers}
+    infos = {layer.node: layer for layer in model.info.layers}
+    layers, activations = {layer.node: layer for layer in plan.layers}, inputs_of(plan.activations)
+    movable = {node for node, one in layers.items() if _may_shift(one, infos[node], activations.get(node))}
     outputs = {
         node: info.output
         for node, info in infos.items()
         if info.kind in ("conv", "linear") and not info.inside
     }
+    if not movable & set(outputs):
+        return None
+    network = model.network()
     given = _bounded(network, tuple(outputs.values()), samples)
     exact = network.run(given, (*outputs.values(), *network.outputs), {})
-    reads, activations = dict(Learnable(model, network, plan).reads), inputs_of(plan.activations)
+    reads = dict(Learnable(model, network, plan).reads)
     before = _error(exact, network.run(given, network.outputs, reads))
     for node, output in outputs.items():
-        info, activation = infos[node], activations.get(node)
+        info = infos[node]
         rounded = network.run(given, [output], reads)[output]
-        if _may_shift(layers[node], info, activation):
+        if node in movable:
             assert info.bias is not None
             axis = 1 if info.kind == "conv" else -1
             shift = empirical_shift(exact[output], rounded, axis)
             bias = model.weight(info.bias)
-            layers[node] = shifted(layers[node], info, activation, bias, shift, plan.target)
+            layers[node] = shifted(layers[node], info, activations.get(node), bias, shift, plan.target)
             place = network.place(node, info.bias)
             reads[place] = partial(_plus, reads.get(place), shift)
             if place[0] == node:  # else the bias is added behind what the layer gives

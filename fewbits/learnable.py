@@ -123,8 +123,7 @@ class Learnable:
     def clear_ties(self) -> None:
         """Move steps of sums, by a part in 1,000 at most, to where no pair of codes is near a tie.
 
-        Engines then round every sum as the plan's own arithmetic does; see :mod:`fewbits.methods.near_ties`. Needs
-        steps that can be moved.
+        Engines then round every sum as the plan's own arithmetic does; see :mod:`fewbits.methods.near_ties`.
         """
         plans = self._plan.activations
         by_place = {(edge.node, edge.index): one for one in plans for edge in one.site.readers}

@@ -220,12 +220,10 @@ def correct_for(run: Run, draft: Draft, stats: Stats | None) -> Plan | None:
     if stats is None or run.calibration is None:
         return None
     with run.stage("correct"), one_torch_thread():
-        target = learning_target(run.cpu)
         try:
-            if reads(target.engine) != run.model.format:
-                raise UnsupportedError(f"a .{run.model.format} file")
-            plan = _decided(run, replace(draft, target=target), stats)
-            found = _kept(run, draft, "biases", corrected(run.model, plan, run.calibration))
+            plan = _learnable(run, draft, stats)
+            biases = corrected(run.model, plan, run.calibration)
+            found = None if biases is None else _kept(run, draft, "biases", biases)
             norms = reestimated(run.model, found or plan, run.calibration)
         except UnsupportedError as error:
             run.notes.append(
@@ -255,11 +253,8 @@ def learn_for(run: Run, draft: Draft, stats: Stats | None) -> Plan | None:
     if stats is None or run.calibration is None or spent is None:
         return None
     with run.stage("learn"), one_torch_thread():
-        target = learning_target(run.cpu)
         try:
-            if reads(target.engine) != run.model.format:
-                raise UnsupportedError(f"a .{run.model.format} file")
-            plan = _decided(run, replace(draft, target=target), stats)
+            plan = _learnable(run, draft, stats)
             lesson = Lesson(run.model, plan, run.calibration, spent)
             needed = lesson.seconds()
         except UnsupportedError as error:
@@ -278,6 +273,14 @@ def learn_for(run: Run, draft: Draft, stats: Stats | None) -> Plan | None:
 
         plan, _ = lesson.learn(run.seed, progress)
     return plan
+
+
+def _learnable(run: Run, draft: Draft, stats: Stats) -> Plan:
+    """The draft's plan for all targets, of a model that runs in torch; UnsupportedError of another."""
+    target = learning_target(run.cpu)
+    if reads(target.engine) != run.model.format:
+        raise UnsupportedError(f"a .{run.model.format} file")
+    return _decided(run, replace(draft, target=target), stats)
 
 
 def _decided(run: Run, draft: Draft, stats: Stats | None) -> Plan:

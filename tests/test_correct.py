@@ -112,6 +112,7 @@ def test_a_batch_norm_that_is_left_is_estimated_anew(tmp_path):
     files = [written(path, feeds, tmp_path, "w2", correct=one) for one in (False, True)]
     got = [closeness(one, feeds) for one in files]
     assert got[1] > got[0] + 2
+    assert not any("biases" in note for note in files[1].run.notes)  # it has none
     (file,) = files[1].written
     (norm,) = file.plan.norms
     assert norm.mean.shape == norm.variance.shape == (8,)

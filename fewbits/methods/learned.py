@@ -267,6 +267,12 @@ class LearnedStep:
         """The step as it is now, float32 scalar with gradients."""
         return self._first * self.parameters["stretch"].exp()
 
+    @torch.no_grad()
+    def move(self, step: float) -> None:
+        """It is this one from now on."""
+        self._first = step
+        self.parameters["stretch"].zero_()
+
     def begin(self) -> None:
         """It begins where it is."""
 

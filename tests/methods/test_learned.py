@@ -58,6 +58,15 @@ def test_activations_are_what_their_codes_stand_for(step, kind, seed):
     assert (got - q.dequantize()).abs().max() <= step * 1.001
 
 
+def test_a_step_is_moved_to_exactly_where_it_shall_be():
+    learned = LearnedStep(0.37, 2, -8, 7)
+    with torch.no_grad():
+        learned.parameters["stretch"].fill_(0.3)
+    learned.move(0.125)
+    assert learned.step.item() == 0.125
+    assert learned.step.requires_grad
+
+
 def test_gradients_of_a_step_are_those_of_its_parts():
     x = (4 * weight()).requires_grad_()
     twin = x.detach().clone().requires_grad_()
