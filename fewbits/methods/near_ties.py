@@ -11,11 +11,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-NEAR = 4e-5
-"""Of a code: the error of a sum of four float32 numbers below 256, rounded up."""
 STRIDE = 2e-6
 STRIDES = 400
-WIDEST = 256  # codes; with more there are pairs near every tie
+WIDEST = 256  # codes; with more there is a pair near every tie
 
 
 @dataclass(frozen=True)
@@ -33,27 +31,33 @@ class Grid:
         return self.scale * (np.arange(self.low, self.high + 1) - float(self.zero_point))
 
 
-def near_ties(first: Grid, second: Grid, total: Grid) -> int:
-    """How many pairs of codes of two tensors have a sum that is as near to one code of the total as to the next."""
+def margin(first: Grid, second: Grid, total: Grid) -> float:
+    """How far the pair of codes that is next to a tie is from it, in codes of the total; infinite without a pair."""
     places = (first.values[:, None] + second.values[None]) / total.scale + total.zero_point
     inside = places[(places > total.low) & (places < total.high)]
-    return int((np.abs(inside - np.floor(inside) - 0.5) < NEAR).sum())
+    return float(np.abs(inside - np.floor(inside) - 0.5).min(initial=np.inf))
+
+
+def float32_error(first: Grid, second: Grid, total: Grid) -> float:
+    """About what a sum in float32 is off at most, in codes of the total: half a unit in the last place of its parts."""
+    parts = (max(abs(one.low), abs(one.high)) * one.scale / total.scale for one in (first, second, total))
+    return sum(parts) * 2.0**-24
 
 
 def clear_step(first: Grid, second: Grid, total: Grid) -> float:
-    """The step of the total nearest to what it is for which no pair of codes is near a tie.
+    """The step of the total nearest to what it is that keeps every pair of codes off ties by float32's error.
 
-    Answers a float32, at most a part in 1,000 away; where every step has such pairs, that with the fewest, and the
-    step as it is where a tensor has more than 256 codes.
+    Answers a float32, at most a part in 1,000 away; where no step does, that with the widest margin, and the step as it
+    is where a tensor has more than 256 codes.
     """
     if max(one.high - one.low for one in (first, second, total)) >= WIDEST:
         return total.scale
-    fewest, best = None, total.scale
+    widest, best = 0.0, total.scale
     for stride in sorted(range(-STRIDES, STRIDES + 1), key=abs):
-        scale = float(np.float32(total.scale * (1 + stride * STRIDE)))
-        found = near_ties(first, second, replace(total, scale=scale))
-        if fewest is None or found < fewest:
-            fewest, best = found, scale
-        if not found:
+        moved = replace(total, scale=float(np.float32(total.scale * (1 + stride * STRIDE))))
+        found = margin(first, second, moved)
+        if found > widest:
+            widest, best = found, moved.scale
+        if found >= float32_error(first, second, moved):
             break
     return best
