@@ -13,7 +13,7 @@ from fewbits.errors import InputError
 from fewbits.modules.batch_norm import reestimate
 from fewbits.training.channels import beside
 from fewbits.training.loop import moved
-from fewbits.training.objective import Objective, call, supervised
+from fewbits.training.objective import Objective, call, split, supervised
 
 
 def prune_blocks(module: nn.Module, example: Any, blocks: Sequence[str]) -> nn.Module:
@@ -67,7 +67,7 @@ def least_missed_blocks(
         module: it is left alone.
         example: inputs, as for :func:`prune_channels`.
         count: how many.
-        data: batches of (inputs, targets), as ``fit`` takes them, that were not trained on at best; all are held.
+        data: batches, as ``fit`` takes them, that were not trained on at best; all are held.
         objective: the loss; cross entropy where None.
 
     Returns:
@@ -77,7 +77,7 @@ def least_missed_blocks(
         InputError: no data, or fewer blocks than asked for.
     """
     device = next((value.device for value in module.parameters()), torch.device("cpu"))
-    batches = [(moved(inputs, device), moved(targets, device)) for inputs, targets in data]
+    batches = [split(moved(batch, device)) for batch in data]
     if not batches:
         raise InputError("least_missed_blocks: there is no data: the loader gave no batch")
     example, objective = beside(module, example), objective or supervised()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fewbits.errors import InputError
-from fewbits.training.objective import Loss, Objective, call, first
+from fewbits.training.objective import Loss, Objective, call, cross_entropy, first
 
 
 def distillation(
@@ -21,7 +21,7 @@ def distillation(
     weight: float = 0.9,
     features: Mapping[str, str] | None = None,
     feature_weight: float = 1.0,
-    loss: Loss = functional.cross_entropy,
+    loss: Loss = cross_entropy,
 ) -> Objective:
     """The difference from the teacher's logits, mixed with the loss against the targets, plus that of chosen features.
 

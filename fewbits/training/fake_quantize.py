@@ -17,6 +17,12 @@ from fewbits.numerics import QTensor
 from fewbits.numerics.codebook import ascending, midpoints
 
 CELL = 0.499  # of a step to each side of a code: what is rounded to it
+PRUNED = 0.01  # of a weight's values are zero: more than by chance
+
+
+def pruned(values: Tensor) -> bool:
+    """Whether so many of a weight's values are zero that pruning made them so."""
+    return float((values == 0).float().mean()) > PRUNED
 
 
 class TrainedWeight(nn.Module):
@@ -106,29 +112,50 @@ class TrainedBook(nn.Module):
     Args:
         values: float32, where training begins.
         q: the plan's codes, with a codebook for the whole tensor.
+
+    Attributes:
+        weight: float32 parameter, the values.
+        entries: float32 parameter, those of the codebook, in any order.
+        kept: bool, False where pruning left a zero; it stays zero.
+        free: bool, False for the entry that is zero for their sake, and stays so.
     """
 
     scale = None
+    kept: Tensor
+    free: Tensor
 
     def __init__(self, values: Tensor, q: QTensor) -> None:
         super().__init__()
         assert q.codebook is not None
         self._q = q
-        nearest = torch.bucketize(values, midpoints(q.codebook)) == q.codes
-        self.weight = nn.Parameter(torch.where(nearest, values, q.dequantize()))
-        self.entries = nn.Parameter(q.codebook.clone())
+        free = torch.ones_like(q.codebook, dtype=torch.bool)
+        free[q.codebook.abs().argmin()] = not pruned(values)
+        self.register_buffer("free", free)
+        self.register_buffer("kept", (values != 0) | free.all())
+        book = torch.where(free, q.codebook, 0.0)
+        nearest = torch.bucketize(values, midpoints(book)) == q.codes
+        self.weight = nn.Parameter(torch.where(nearest, values, book[q.codes.long()]))
+        self.entries = nn.Parameter(book)
+
+    @property
+    def _book(self) -> Tensor:
+        return torch.where(self.free, self.entries, 0.0).sort().values
+
+    @property
+    def _values(self) -> Tensor:
+        return torch.where(self.kept, self.weight, 0.0)
 
     def forward(self, tensor: Tensor) -> Tensor:
         """The nearest entries, in the shape of the weight, whatever ``tensor`` holds."""
-        book = self.entries.sort().values
-        codes = torch.bucketize(self.weight.detach(), midpoints(book.detach()))
-        return book[codes] + self.weight - self.weight.detach()
+        book, values = self._book, self._values
+        codes = torch.bucketize(values.detach(), midpoints(book.detach()))
+        return book[codes] + values - values.detach()
 
     @torch.no_grad()
     def rounded(self) -> QTensor:
         """The codes and the codebook as they are now."""
-        book = ascending(self.entries.sort().values[None])[0]
-        codes = torch.bucketize(self.weight, midpoints(book))
+        book = ascending(self._book.float()[None])[0]
+        codes = torch.bucketize(self._values.float(), midpoints(book))
         return replace(self._q, codes=codes.to(self._q.codes.dtype), codebook=book)
 
 

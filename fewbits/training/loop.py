@@ -6,7 +6,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Sized
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fewbits.errors import InputError
-from fewbits.training.objective import Objective, supervised
+from fewbits.training.objective import Objective, split, supervised
 
 Precision = Literal["f32", "bf16", "fp16"]
 
@@ -59,8 +59,10 @@ def fit(
 
     Args:
         module: on one device; it is trained there.
-        data: batches of (inputs, targets); inputs are a tensor, a tuple of arguments or a dict of named ones. It is
-            gone through once for each epoch, and may shuffle with torch's generator: that is seeded for each epoch.
+        data: batches of (inputs, targets), where inputs are a tensor, a tuple of arguments or a dict of named ones; of
+            (input, another, ..., targets); of inputs alone, ``[input]``; or dicts of named inputs with the targets
+            under ``labels``. It is gone through once for each epoch, and may shuffle with torch's generator: that is
+            seeded for each epoch.
         epochs: passes over the data.
         objective: what is made smaller; cross entropy where None. See :func:`distillation`.
         optimizer: over the module's parameters; Adam where None.
@@ -76,7 +78,8 @@ def fit(
 
     Raises:
         InputError: nothing to train, more than one device, no data, a checkpoint of another run, or a loss that is NaN
-            or infinite (the step is named, and the first submodule that gave such a number).
+            or infinite (the step is named, and the first submodule that gave such a number); a batch that is none of
+            these, or without targets where they are needed.
     """
     device = one_device(module)
     if precision not in get_args(Precision):
@@ -99,13 +102,13 @@ def fit(
         torch.manual_seed(seed * 100_003 + number)
         module.train()
         start, total, count = time.perf_counter(), 0.0, 0
-        size = len(data) if isinstance(data, Sized) else 0
-        for inputs, targets in data:
+        size = _length(data)
+        for batch in data:
             behind = (number - 1 + count / max(size, count + 1)) / epochs
             _set_rates(optimizer, behind)
             if schedule is not None:
                 schedule(behind)
-            inputs, targets = moved(inputs, device), moved(targets, device)
+            inputs, targets = split(moved(batch, device))
             with torch.autocast(device.type, _DTYPES[precision], enabled=precision != "f32"):
                 loss = objective(module, inputs, targets)
             value = float(loss.detach())
@@ -148,14 +151,23 @@ def _set_rates(optimizer: torch.optim.Optimizer, done: float) -> None:
 
 
 def moved(value: Any, device: torch.device) -> Any:
-    """The tensors of a batch, however nested, on a device."""
+    """The tensors of a batch, however nested, on a device; mappings come as dicts, named tuples as tuples."""
     if isinstance(value, Tensor):
         return value.to(device)
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return {name: moved(one, device) for name, one in value.items()}
     if isinstance(value, (list, tuple)):
-        return type(value)(moved(one, device) for one in value)
+        parts = [moved(one, device) for one in value]
+        return parts if isinstance(value, list) else tuple(parts)
     return value
+
+
+def _length(data: Iterable[Any]) -> int:
+    """How many batches there are; 0 where that is not known, as of a stream."""
+    try:
+        return len(data)  # type: ignore[arg-type]
+    except TypeError:
+        return 0
 
 
 @torch.no_grad()

@@ -29,7 +29,14 @@ from fewbits.planning.target import Target
 from fewbits.samples import open_samples
 from fewbits.source import Arch, open_source
 from fewbits.threads import one_torch_thread
-from fewbits.training.fake_quantize import TrainedBias, TrainedBook, TrainedSign, TrainedStep, TrainedWeight
+from fewbits.training.fake_quantize import (
+    TrainedBias,
+    TrainedBook,
+    TrainedSign,
+    TrainedStep,
+    TrainedWeight,
+    pruned,
+)
 from fewbits.training.loop import one_device
 
 if TYPE_CHECKING:
@@ -68,7 +75,7 @@ def qat(
 
     Raises:
         InputError: a module that is quantized already, is on several devices or cannot be exported; a recipe that does
-            not fit; an operator that cannot be trained (it is named); no data.
+            not fit; binary weights where pruning left zeros; an operator that cannot be trained (it is named); no data.
     """
     if isinstance(module, QatModule):
         raise InputError(
@@ -92,6 +99,7 @@ def qat(
         )
         try:
             plan = _planned(model, chosen, target, data, Path(scratch), learning)
+            _check_zeros(plan)
             return QatModule(model, plan, shape)
         except UnsupportedError as error:
             raise InputError(f"{path.name}: cannot be trained: {error}") from error
@@ -175,6 +183,18 @@ class _Learning:
     spent: Spent | None
     seed: int
     progress: Callable[[str, int, int], None]
+
+
+def _check_zeros(plan: Plan) -> None:
+    """Binary weights have no zero, and would undo what pruning did."""
+    for layer in plan.layers:
+        for weight in layer.weights:
+            codes = weight.codes
+            if codes is not None and codes.qtype.kind == "binary" and pruned(torch.from_numpy(weight.values)):
+                raise InputError(
+                    f"layer {layer.name!r}: has weights that pruning made zero, and binary ones have no zero; take "
+                    "'ternary', or exclude it"
+                )
 
 
 def _planned(

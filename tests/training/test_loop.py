@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import copy
+from collections import UserDict
+from typing import NamedTuple
 
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from fewbits.errors import InputError
 from fewbits.training import distillation, fit, supervised
+from fewbits.training.loop import moved
 
 
 def test_one_seed_gives_one_result(digits):
@@ -73,6 +77,68 @@ def test_named_inputs_and_a_loss_of_ones_own(digits):
     assert done[-1].loss < done[0].loss
 
 
+class Pair(NamedTuple):
+    x: torch.Tensor
+    y: torch.Tensor
+
+
+class Scaled(nn.Module):
+    """Logits [n, 3] of x [n, 2] and of a scale [n], which may be left out."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(2, 3)
+
+    def forward(self, x, scale=None):
+        return self.layer(x if scale is None else x * scale[:, None])
+
+
+X, S, Y = torch.eye(2), torch.ones(2), torch.tensor([0, 1])
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        return iter(zip(X, Y, strict=True))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        [(X, Y)],
+        [[X, S, Y]],
+        [((X, S), Y)],
+        [({"x": X, "scale": S}, Y)],
+        [{"x": X, "labels": Y}],
+        [UserDict(x=X, labels=Y)],
+        [Pair(X, Y)],
+        DataLoader(TensorDataset(X, S, Y)),
+        DataLoader(Stream(), batch_size=2),
+    ],
+)
+def test_batches_of_all_forms_are_taken(data):
+    net = Scaled()
+    before = net.layer.weight.detach().clone()
+    seen = []
+    fit(net, data, epochs=1, progress=lambda stage, done, total: seen.append(total))
+    assert not torch.equal(net.layer.weight, before)
+    assert seen[0] == (0 if isinstance(getattr(data, "dataset", None), Stream) else len(data))
+
+
+@pytest.mark.parametrize("batch", [[X], X, {"x": X}, (UserDict(x=X), None)])
+def test_batches_without_targets(batch):
+    net = Scaled()
+    fit(net, [batch], epochs=1, objective=distillation(Scaled(), weight=1.0))
+    for objective in (None, distillation(Scaled())):
+        with pytest.raises(InputError, match="the batches have no targets"):
+            fit(net, [batch], epochs=1, objective=objective)
+
+
+def test_the_tensors_of_all_mappings_and_tuples_are_moved():
+    pair = moved(Pair(UserDict(x=X), [Y, "name"]), torch.device("meta"))
+    assert pair[0]["x"].device == pair[1][0].device == torch.device("meta")
+    assert pair[1][1] == "name"
+
+
 def test_a_loss_that_is_no_number_names_the_step_and_the_layer(digits):
     with torch.no_grad():
         digits.net.inner.weight[0] = torch.inf
@@ -89,6 +155,9 @@ def test_what_is_refused(digits, tmp_path):
     refused("on a CPU take 'bf16'", precision="fp16")
     refused("precision is 'int8'; allowed are f32, bf16, fp16", precision="int8")
     refused("there is no data", data=[])
+    refused("a batch is a str; give .* 'labels'", data=["image"])
+    refused("a batch is a dict without inputs", data=[{"labels": digits.y}])
+    refused("a batch is a list without inputs", data=[[]])
     refused("nothing to train", module=nn.ReLU())
     mixed = copy.deepcopy(digits.net)
     mixed.last = nn.Linear(128, 10, device="meta")

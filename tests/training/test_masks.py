@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import copy
 
-import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
-from onnx import numpy_helper
 from torch import nn
 
 from fewbits.errors import InputError
+from fewbits.planning.recipe import Recipe, Rule
+from fewbits.planning.scheme import Scheme
 from fewbits.training import fit, keep_zeros, prune, qat
 
 INNER = ["inner", "last"]  # the first layer has one input channel: no 2:4
@@ -102,20 +103,39 @@ def test_an_interrupted_schedule_ends_where_it_would_have_ended(digits, tmp_path
     assert all(torch.equal(got[name], value) for name, value in wanted.items())
 
 
-def test_zeros_are_zeros_in_the_file(digits, tmp_path):
-    prune(digits.net, 0.7)
+def weights(path, x):
+    """What layers of a file multiply by."""
+    model = onnx.load(path)
+    read = [node.input[1] for node in model.graph.node if node.op_type in ("Conv", "Gemm", "MatMul")]
+    model.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in read)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return session.run(read, {session.get_inputs()[0].name: x.numpy()})
+
+
+def throughout(qtype):
+    """A recipe for every layer."""
+    weights = Scheme(qtype, per="channel", range="mse")
+    return Recipe(qtype, (Rule("*", weights, Scheme("uint8", symmetric=False)),))
+
+
+@pytest.mark.parametrize("recipe", ["w8a8", "w4a4", "w4_codebook", throughout("ternary")])
+def test_zeros_are_zeros_in_the_file(digits, recipe, tmp_path):
+    prune(digits.net, 0.6)
     before = zeros(digits.net)
-    student = qat(digits.net, "w8a8", digits.calibration)
+    student = qat(digits.net, recipe, digits.calibration)
     fit(student, digits.batches, epochs=1, lr=5e-3)
-    path = student.export(tmp_path / "m.onnx")
-    arrays = {one.name: numpy_helper.to_array(one) for one in onnx.load(path).graph.initializer}
-    codes = {array.size: array for array in arrays.values() if array.dtype == np.int8 and array.size > 1}
-    for name in INNER:
+    _, *found = weights(student.export(tmp_path / "m.onnx"), digits.x[:1])
+    for name, values in zip(INNER, found, strict=True):
         expected = before[name].numpy()
-        found = codes[expected.size]
-        found = found if found.shape == expected.shape else found.T
-        assert bool((found[expected] == 0).all()), "the zero point of weights is zero"
-        assert float((found == 0).mean()) < 0.85
+        values = values if values.shape == expected.shape else values.T
+        assert bool((values[expected] == 0).all())
+        assert float((values == 0).mean()) < 0.85
+
+
+def test_binary_weights_do_not_undo_pruning(digits):
+    prune(digits.net, 0.6)
+    with pytest.raises(InputError, match=r"layer 'first.*': .* binary ones have no zero; take 'ternary'"):
+        qat(digits.net, throughout("binary"), digits.calibration)
 
 
 def test_what_is_refused(digits):
