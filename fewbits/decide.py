@@ -357,14 +357,20 @@ def _compensate(
     if inputs is None or q is None or offset or q.qtype.kind == "binary":
         return plan, None
     exact, rounded = inputs
-    if q.codebook is not None:
-        energy = _per_element(exact.square().mean(dim=1), a.layer)
-        return replace(plan, codes=with_weighted_codebook(q, torch.from_numpy(plan.values), energy)), None
-    if q.scale is None:
-        return plan, None
     matrix = torch.from_numpy(plan.values).movedim(info.channel_axis, 0)
     groups, _, columns = exact.shape
     rows = matrix.reshape(groups, -1, columns)
+    if q.codebook is not None:
+
+        def output_error(found: QTensor) -> float:
+            levels = found.dequantize().movedim(info.channel_axis, 0).reshape(rows.shape)
+            return float((exact @ (levels - rows).transpose(1, 2)).square().sum())
+
+        energy = _per_element(exact.square().mean(dim=1), a.layer)
+        weighted = with_weighted_codebook(q, torch.from_numpy(plan.values), energy)
+        return replace(plan, codes=min(weighted, q, key=output_error)), None  # off the diagonal, it may lose
+    if q.scale is None:
+        return plan, None
     layout = q.layout
     one_each = layout.spread(q.scale).expand(layout.channels, layout.groups, layout.length)
     steps = one_each.reshape(len(matrix), -1).reshape(rows.shape)

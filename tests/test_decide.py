@@ -8,8 +8,10 @@ import pytest
 from onnx import numpy_helper
 
 import fewbits as fb
+from fewbits import decide
 from fewbits.engines.onnxruntime_engine import literal_session
 from fewbits.errors import InputError
+from fewbits.planning.recipe import PRESETS, ResolvedRecipe, write_recipe
 from tests.stages import sqnr_db, write_files
 from tests.tiny import MODELS, Tiny
 
@@ -142,7 +144,7 @@ def test_a_table_that_is_looked_up_at_constant_places(tmp_path, recipe):
         assert sqnr_db(expected, files.session(one).run(seen)) > 30
 
 
-def test_what_was_rounded_against_data_is_made_again_with_data_only(tmp_path):
+def test_what_was_rounded_against_data_is_made_again_with_data_only(tmp_path, short_measuring):
     path, seen = MIXED.save(tmp_path / "m.onnx"), correlated(64, 48)
     made = fb.compress(
         path, seen, recipe="w8", engine="onnxruntime", threads=1, max_drop="100%", prefer="size"
@@ -154,3 +156,45 @@ def test_what_was_rounded_against_data_is_made_again_with_data_only(tmp_path):
         path, seen, recipe=str(recipe), engine="onnxruntime", threads=1, max_drop="100%", prefer="size"
     )
     assert (again.folder / "m.onnx").read_bytes() == (made.folder / "m.onnx").read_bytes()
+
+
+LOUD = np.logspace(0.5, -1.5, 48).astype(np.float32)  # how large each input is
+MATMUL = "g (float[N, 48] x) => (float[N, 32] y) { y = MatMul (x, w) }"
+
+
+def numbers_db(path, seen, others, recipe, folder):
+    """How close the numbers of a recipe's file are on other data, dB."""
+    folder.mkdir()
+    files = write_files(path, seen, recipe, folder, "onnxruntime")
+    files.run.model.spell_out(files.written[0].plan, folder / "numbers.onnx")
+    return sqnr_db(files.float_outputs(others), literal_session(folder / "numbers.onnx", 1).run(others))
+
+
+def test_codebooks_count_what_an_element_is_multiplied_with(tmp_path, monkeypatch):
+    """One that is worse for the output, though better for the energy of the inputs, is not taken."""
+    draw = np.random.default_rng(0)
+    weight = draw.standard_normal((48, 32)).astype(np.float32) * LOUD[::-1, None]
+    path = Tiny(MATMUL, {}, {}, {"w": weight}).save(tmp_path / "m.onnx")
+    seen, others = ({"x": draw.standard_normal((rows, 48)).astype(np.float32) * LOUD} for rows in (256, 512))
+    recipe = tmp_path / "book.toml"
+    rules = PRESETS["w4_codebook"].rules[-1:]  # all layers, the last as well
+    recipe.write_text(write_recipe(ResolvedRecipe(replace(PRESETS["w4_codebook"], rules=rules))))
+    found = {}
+    for name, change in {"weighted": None, "plain": 1.0, "worse": 0.5}.items():
+        if change is not None:
+            book = lambda q, *rest, by=change: replace(q, codebook=q.codebook * by)  # noqa: E731
+            monkeypatch.setattr(decide, "with_weighted_codebook", book)
+        found[name] = numbers_db(path, seen, others, str(recipe), tmp_path / name)
+    assert found["weighted"] > found["plain"] + 2
+    assert found["worse"] == found["plain"]
+
+
+def test_damping_is_found_for_each_layer(tmp_path, monkeypatch):
+    draw = np.random.default_rng(0)
+    path = Tiny(MATMUL, {"w": (48, 32)}, {}).save(tmp_path / "m.onnx")
+    inputs = (draw.standard_normal((600, 48)) @ draw.standard_normal((48, 48))).astype(np.float32)
+    few, others = {"x": inputs[:36]}, {"x": inputs[36:]}
+    found = numbers_db(path, few, others, "w3", tmp_path / "found")
+    monkeypatch.setattr(decide, "find_floor", lambda *arguments: 0.01)
+    fixed = numbers_db(path, few, others, "w3", tmp_path / "fixed")
+    assert found > fixed + 0.7

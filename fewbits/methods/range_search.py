@@ -2,6 +2,8 @@
 
 Every function takes a :class:`~fewbits.planning.stats.Histogram` and gives ``(low, high)`` with
 ``low <= 0 <= high``, so that zero (padding, ReLU) is exact in every range.
+Source, but where a function names its own: Nagel et al. 2021, "A White Paper on Neural Network Quantization"
+(arXiv:2106.08295), section 3.1.
 """
 
 from __future__ import annotations
@@ -14,9 +16,7 @@ from fewbits.errors import InputError
 from fewbits.planning.scheme import RangeKind
 from fewbits.planning.stats import Histogram
 
-PERCENTILE = (
-    99.99  # of the values are inside, as in Nagel et al. 2021, "A White Paper on Neural Network Quantization"
-)
+PERCENTILE = 99.99  # of the values are inside
 
 
 def search(kind: RangeKind, histogram: Histogram, levels: int) -> tuple[float, float]:
@@ -44,7 +44,10 @@ def minmax(histogram: Histogram) -> tuple[float, float]:
 
 
 def percentile(histogram: Histogram, inside: float = PERCENTILE) -> tuple[float, float]:
-    """The narrowest range that leaves out at most half of ``100 - inside`` percent on each side."""
+    """The narrowest range that leaves out at most half of ``100 - inside`` percent on each side.
+
+    Source: Wu et al. 2020, "Integer Quantization for Deep Learning Inference" (arXiv:2004.09602), on calibration.
+    """
     share = np.cumsum(histogram.counts) / histogram.counts.sum()
     tail = (100 - inside) / 200
     edges = np.linspace(histogram.low, histogram.high, len(histogram.counts) + 1)
@@ -55,7 +58,10 @@ def percentile(histogram: Histogram, inside: float = PERCENTILE) -> tuple[float,
 
 
 def mse(histogram: Histogram, levels: int) -> tuple[float, float]:
-    """The range with the least squared error of rounding and clipping, by alternating line searches."""
+    """The range with the least squared error of rounding and clipping, by alternating line searches.
+
+    Source: Nagel et al. 2021, section 3.1, "mean squared error".
+    """
     return _shrink(histogram, lambda low, high: squared_error(histogram, low, high, levels))
 
 

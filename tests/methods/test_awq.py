@@ -39,6 +39,19 @@ def test_it_loses_less_than_half_of_what_rounding_to_nearest_loses(bits, outputs
     assert lost(x[1::2], weights, found, rounding(bits)) < lost(x[1::2], weights, None, rounding(bits)) / 2
 
 
+def test_the_strength_is_each_layers_own_and_better_than_one_half():
+    strengths = []
+    for outliers, size in ((4, 30.0), (2, 300.0)):
+        x, weights = layer(0, outliers, size)
+        divisor, reach = find_protection(x[::2], weights, rounding(3)), x[::2].abs().mean(dim=0)
+        found = lost(x[1::2], weights, divisor, rounding(3))
+        assert found < 0.85 * lost(x[1::2], weights, reach.sqrt(), rounding(3))
+        strengths.append(
+            round(float((divisor.max() / divisor.min()).log() / (reach.max() / reach.min()).log()), 2)
+        )
+    assert strengths == [0.7, 0.9]
+
+
 def test_the_product_is_the_same_in_float():
     x, (weight,) = layer(0)
     found = find_protection(x, [weight], rounding(4))

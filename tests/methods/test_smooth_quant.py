@@ -70,6 +70,19 @@ def test_outliers_are_moved_where_it_helps(seed):
     assert found.divisor[:2].min() > found.divisor[2:].max()
 
 
+def test_the_strength_is_each_layers_own_and_better_than_one_half():
+    found = []
+    for size, met in ((30.0, 1.0), (5.0, 0.1)):
+        x, (weight,) = layer(0, outliers=12, size=size)
+        weight[:12] *= met  # as large as the others, or smaller, as if something had been moved already
+        found.append(one := found_for(x, [weight]))
+        low, high = x.amin(dim=0), x.amax(dim=0)
+        half = balance(low, high, [weight], 0.5)
+        fixed = lost(x, [weight], half, float((low / half).min()), float((high / half).max()))
+        assert one.error < 0.9 * fixed
+        assert torch.allclose(one.divisor, balance(low, high, [weight], 1.0)) == (met < 1)
+
+
 def test_every_row_is_inside_the_range():
     x, weights = layer(0, outliers=3, rows=2000)
     found = found_for(x, weights)

@@ -29,7 +29,11 @@ def _in_first_steps(rows: Rows, codes: CodeRange) -> tuple[Grid, Points, Nearest
 
 @dataclass(frozen=True, slots=True)
 class MeanSquare:
-    """The grid of least mean squared error whose zero point is a code; see ``best_step`` for the fields."""
+    """The grid of least mean squared error whose zero point is a code; see ``best_step`` for the fields.
+
+    Source: Nagel et al. 2021, "A White Paper on Neural Network Quantization" (arXiv:2106.08295), section 3.1, for the
+    criterion.
+    """
 
     coarse: tuple[float, ...] = tuple(0.8**k for k in range(1, 18))
     fine: tuple[float, ...] = (0.87, 0.93, 1.07, 1.14)
