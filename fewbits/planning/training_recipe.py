@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from fewbits.errors import InputError
 
@@ -45,15 +45,33 @@ class Prune(_Record):
     multiple: Positive = 1
     exclude: tuple[str, ...] = ()
 
+    @property
+    def limits(self) -> dict[str, float]:
+        """What is to be left of the channels, by the name of what is counted."""
+        given = {"macs": self.macs, "params": self.params, "channels": self.channels}
+        return {name: share for name, share in given.items() if share is not None}
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Prune:
+        if not (self.limits or self.blocks) or (self.channels is not None and len(self.limits) > 1):
+            raise ValueError("give macs or params or both, or channels, or blocks alone")
+        return self
+
 
 class Sparsify(_Record):
     """Single weights become zero, and stay zero in the stages behind: see :func:`fewbits.training.prune`."""
 
     kind: Literal["sparsify"]
     sparsity: Annotated[float, Field(gt=0, lt=1)] | None = None
-    pattern: str | None = None
+    pattern: Annotated[str, Field(pattern=r"^[1-9]\d*:[1-9]\d*$")] | None = None
     across: Literal["layer", "model"] = "layer"
     exclude: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Sparsify:
+        if (self.sparsity is None) == (self.pattern is None):
+            raise ValueError("give either a sparsity, such as 0.8, or a pattern, such as '2:4'")
+        return self
 
 
 class Train(_Trained):
@@ -127,8 +145,9 @@ def read_training_recipe(path: Path) -> TrainingRecipe:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part + 1 if isinstance(part, int) else part) for part in first["loc"])
+        said = first["msg"].removeprefix("Value error, ")
         got = "" if isinstance(first["input"], (dict, list)) else f" (got {first['input']!r})"
-        raise InputError(f"recipe {path}: {where}: {first['msg']}{got}") from error
+        raise InputError(f"recipe {path}: {where}: {said}{got}") from error
     kinds = [stage.kind for stage in parsed.stages]
     for place, kind in enumerate(kinds):
         behind = kinds[place + 1 :]

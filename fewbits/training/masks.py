@@ -49,7 +49,8 @@ def prune(
 
     Raises:
         InputError: neither or both of sparsity and pattern, values out of range, a pattern that does not fit (every
-            such layer is listed), nothing to prune, a weight that two layers share, or one that has a mask already.
+            such layer is listed), nothing to prune, a weight that two layers share, one that has a mask already, or
+            one of which nothing would be left in the end (while masks grow, too).
     """
     if (sparsity is None) == (pattern is None):
         raise InputError("prune: give either a sparsity, such as 0.8, or a pattern, such as '2:4'")
@@ -68,21 +69,28 @@ def prune(
         assert sparsity is not None
         checked_sparsity(sparsity)
         rule, share = magnitude_masks if across == "model" else _of_each, sparsity
-    masks = {name: torch.ones_like(layer.weight, dtype=torch.bool) for name, layer in layers.items()}
-    found = Masks(_masked(layers, masks), Growth(rule, share, over))
+    final = dict(zip(layers, rule([layer.weight for layer in layers.values()], share), strict=True))
+    _refuse_empty(final, share)
     if over is None:
-        found(1.0)
-    return found
+        return Masks(_masked(layers, final), None)
+    masks = {name: torch.ones_like(kept) for name, kept in final.items()}
+    return Masks(_masked(layers, masks), Growth(rule, share, over))
 
 
 def keep_zeros(module: nn.Module) -> Masks:
     """Put masks on every layer that has zeros among its weights, in place, so that further training leaves them.
 
+    Layers whose weight is another layer's too are left alone, as :func:`prune` has them left out.
+
     Raises:
-        InputError: no layer has any.
+        InputError: no layer has any, or one has a mask already.
     """
-    layers = _layers(module, ())
-    masks = {name: layer.weight != 0 for name, layer in layers.items() if not bool(layer.weight.all())}
+    every, shared = _chosen(module, ()), _shared(module)
+    layers = {
+        name: layer for name, layer in every.items() if name not in shared and not bool(layer.weight.all())
+    }
+    _refuse_masked(layers)
+    masks = {name: layer.weight != 0 for name, layer in layers.items()}
     if not masks:
         raise InputError(
             "keep_zeros: no linear or convolutional layer has a weight that is zero; prune it first"
@@ -96,7 +104,7 @@ class Growth:
 
     rule: Rule
     share: float
-    over: tuple[float, float] | None
+    over: tuple[float, float]
 
 
 class Masks:
@@ -110,11 +118,14 @@ class Masks:
         update, growth = int(done * UPDATES), self._growth
         if growth is None or all(int(mask.update) >= update for _, mask in self._masked.values()):
             return
-        begin, end = growth.over or (0.0, 0.0)
-        share = gradual_sparsity(update / UPDATES, growth.share, begin, end)
-        kept = growth.rule([layer.weight for layer, _ in self._masked.values()], share)
-        for (_, mask), new in zip(self._masked.values(), kept, strict=True):
-            mask.kept.logical_and_(new)
+        share = gradual_sparsity(update / UPDATES, growth.share, *growth.over)
+        found = growth.rule([layer.weight for layer, _ in self._masked.values()], share)
+        kept = {
+            name: mask.kept & new for (name, (_, mask)), new in zip(self._masked.items(), found, strict=True)
+        }
+        _refuse_empty(kept, share)
+        for name, (_, mask) in self._masked.items():
+            mask.kept.copy_(kept[name])
             mask.update.fill_(update)
 
     @property
@@ -149,7 +160,17 @@ class Mask(nn.Module):
 
 
 def _layers(module: nn.Module, exclude: Sequence[str]) -> dict[str, Layer]:
-    """The layers to prune by name."""
+    """The layers to prune by name, each with a weight of its own and without a mask."""
+    chosen, shared = _chosen(module, exclude), _shared(module)
+    _refuse_masked(chosen)
+    for name in chosen:
+        if name in shared:
+            raise InputError(f"layer {name!r}: its weight is another layer's too; leave it out with exclude")
+    return chosen
+
+
+def _chosen(module: nn.Module, exclude: Sequence[str]) -> dict[str, Layer]:
+    """Layers of the kinds that are pruned, by name."""
     every = {name: layer for name, layer in module.named_modules() if isinstance(layer, Layer)}
     unused = [one for one in exclude if not any(fnmatchcase(name, one) for name in every)]
     if unused:
@@ -162,16 +183,34 @@ def _layers(module: nn.Module, exclude: Sequence[str]) -> dict[str, Layer]:
             f"there is nothing to prune: no linear or convolutional layer in {type(module).__name__}"
             f"{', but for those excluded' if every else ''}; a module from qat is pruned before it goes there"
         )
-    for name, layer in chosen.items():
+    return chosen
+
+
+def _shared(module: nn.Module) -> set[str]:
+    """The modules whose weight is another's too."""
+    weights = {
+        name: part.weight  # held: what a parametrization gives is new each time, and so would its place be
+        for name, part in module.named_modules()
+        if isinstance(getattr(part, "weight", None), Tensor)
+    }
+    users = Counter(id(weight) for weight in weights.values())
+    return {name for name, weight in weights.items() if users[id(weight)] > 1}
+
+
+def _refuse_masked(layers: dict[str, Layer]) -> None:
+    for name, layer in layers.items():
         if parametrize.is_parametrized(layer, "weight"):
             raise InputError(f"layer {name!r}: its weight is parametrized already; bake() its masks first")
-    users = Counter(
-        id(layer.weight) for layer in module.modules() if isinstance(getattr(layer, "weight", None), Tensor)
-    )
-    for name, layer in chosen.items():
-        if users[id(layer.weight)] > 1:
-            raise InputError(f"layer {name!r}: its weight is another layer's too; leave it out with exclude")
-    return chosen
+
+
+def _refuse_empty(kept: dict[str, Tensor], share: float) -> None:
+    """Raises InputError where nothing would be left of a layer."""
+    for name, mask in kept.items():
+        if not bool(mask.any()):
+            raise InputError(
+                f"prune: with {share:.4g} of the weights at zero nothing is left of layer {name!r} (it has "
+                f"{mask.numel()}); leave it out with exclude, or give a smaller share"
+            )
 
 
 def _of_each(weights: Sequence[Tensor], share: float) -> list[Tensor]:

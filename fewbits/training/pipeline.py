@@ -3,35 +3,36 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import itertools
 import json
-import os
 import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fewbits import npz
 from fewbits.errors import InputError
 from fewbits.models.torch.factory import make
+from fewbits.named import describe
 from fewbits.planning import training_recipe as r
-from fewbits.samples import LABELS
+from fewbits.planning.plan import Plan
+from fewbits.planning.recipe import read_recipe
 from fewbits.source import open_source
 from fewbits.training.blocks import prune_blocks
-from fewbits.training.channels import count_macs, load_smaller, prune_channels
+from fewbits.training.channels import beside, count_macs, load_smaller, prune_channels
+from fewbits.training.data import Batches, TrainingData, read_training_data
 from fewbits.training.distil import distillation
-from fewbits.training.loop import Epoch, fit
+from fewbits.training.loop import Epoch, fit, one_device
 from fewbits.training.masks import Layer, keep_zeros, prune
-from fewbits.training.qat_module import qat
+from fewbits.training.objective import call, first
+from fewbits.training.qat_module import QatModule, qat
+from fewbits.training.unfinished import go_on_in, stage_file, write_whole
 
 Progress = Callable[[str, int, int], None]
 EXAMPLES = 8  # that a module is exported and its multiplications are counted with
@@ -48,7 +49,7 @@ class Finished:
         seconds: that it took, interrupted runs included, without measuring.
         macs: multiplications for one sample.
         parameters: how many the module has.
-        sparsity: the share of the weights of its layers that are zero.
+        sparsity: the share of the weights of its layers that are zero; of the codes once there are some.
     """
 
     kind: str
@@ -63,21 +64,31 @@ class Finished:
 def run_stages(recipe: r.TrainingRecipe, folder: Path, progress: Progress) -> list[Finished]:
     """Run what is not finished yet in ``folder``; the model as it came, and every stage but export.
 
+    What needs no training is checked before any begins.
+
     Raises:
-        InputError: no such model or data, labels that are missing, ``folder`` is of another run, or what a stage says.
+        InputError: no such model or data, labels that are missing or wrong, ``folder`` is of another run, or what a
+            stage says.
     """
-    arrays = _arrays(Path(recipe.data))
+    stages = {
+        f"{number} {stage.kind}": stage
+        for number, stage in enumerate(recipe.stages, 1)
+        if not isinstance(stage, r.Export)
+    }
+    learner = next((f"stage {name!r}" for name, stage in stages.items() if _needs_labels(stage)), None)
+    data = read_training_data(Path(recipe.data), learner)
     torch.manual_seed(recipe.seed)
     original = make(recipe.model).eval()
+    run = _Run(recipe, folder, data, original, progress)
+    data.check_labels(run.logits())
+    for name, stage in stages.items():
+        with _named(name):
+            _check(run, stage)
     folder.mkdir(exist_ok=True)
-    _same_run(recipe, folder)
-    run = _Run(recipe, folder, arrays, original, progress)
+    go_on_in(folder, recipe, original)
     module, finished = original, [run.finish("original", "original", original, 0.0)]
     sparse, blocks = False, list[str]()
-    for number, stage in enumerate(recipe.stages, 1):
-        if isinstance(stage, r.Export):
-            break
-        name = f"{number} {stage.kind}"
+    for name, stage in stages.items():
         blocks.extend(stage.blocks if isinstance(stage, r.Prune) else ())
         done = run.finished(name)
         if done is None:
@@ -85,28 +96,55 @@ def run_stages(recipe: r.TrainingRecipe, folder: Path, progress: Progress) -> li
             torch.manual_seed(recipe.seed)
             start = time.perf_counter()
             before = copy.deepcopy(module)
-            module, epochs = _STAGES[stage.kind](run, stage, before, name, sparse)
-            # Epochs of an interrupted run are not run again, and count too.
-            seconds = max(time.perf_counter() - start, sum(one.seconds for one in epochs))
-            done = run.finish(stage.kind, name, module, seconds, before)
+            with _named(name):
+                module, epochs = _STAGES[stage.kind](run, stage, before, name, sparse)
+                # Epochs of an interrupted run are not run again, and count too.
+                seconds = max(time.perf_counter() - start, sum(one.seconds for one in epochs))
+                done = run.finish(stage.kind, name, module, seconds, before)
         elif stage.kind != "qat":
-            fewer = prune_blocks(original, run.example(EXAMPLES), blocks)
+            fewer = prune_blocks(original, run.example(), blocks)
             module = load_smaller(fewer, run.state(name))
         finished.append(done)
         sparse = sparse or stage.kind == "sparsify"
     return finished
 
 
+def _needs_labels(stage: r.Stage) -> bool:
+    if isinstance(stage, r.Prune):
+        return stage.importance == "taylor" and stage.limits != {}
+    return isinstance(stage, r.Train) or (isinstance(stage, (r.Distil, r.Qat)) and stage.weight < 1)
+
+
+def _check(run: _Run, stage: r.Stage) -> None:
+    """What of a stage can be told to be wrong from the model as it came. Raises InputError."""
+    if isinstance(stage, r.Qat):
+        read_recipe(stage.recipe)
+    if isinstance(stage, r.Distil):
+        distillation(run.original, features=stage.features)
+    device = one_device(run.original)
+    if isinstance(stage, (r.Train, r.Distil, r.Qat)) and stage.precision == "fp16" and device.type != "cuda":
+        raise InputError(f"precision is 'fp16', which trains on CUDA; on {device} take 'bf16'")
+
+
+@contextmanager
+def _named(name: str) -> Iterator[None]:
+    """What is wrong in a stage is said with its name."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"stage {name!r}: {error}") from error
+
+
 @dataclass(frozen=True)
 class _Run:
     recipe: r.TrainingRecipe
     folder: Path
-    arrays: dict[str, Tensor]
+    data: TrainingData
     original: nn.Module
     progress: Progress
 
     def file(self, name: str, suffix: str) -> Path:
-        return self.folder / f"{name.replace(' ', '-')}{suffix}"
+        return stage_file(self.folder, name, suffix)
 
     def finished(self, name: str) -> Finished | None:
         """A stage that an earlier run finished."""
@@ -124,28 +162,27 @@ class _Run:
         if found is not None:
             return found
         path, counted = self.file(name, ".onnx"), module
-        if kind == "qat":
+        if isinstance(module, QatModule):
             assert before is not None
-            module.export(path)  # type: ignore[operator]
-            counted = before
+            module.export(path)
+            counted, sparsity = before, _zero_codes(module.plan)
         else:
             with tempfile.TemporaryDirectory(prefix="fewbits-") as scratch:
-                written, _ = open_source(module, None, self.named(EXAMPLES), None, Path(scratch))
+                written, _ = open_source(module, None, self.data.first(EXAMPLES), None, Path(scratch))
                 shutil.move(written, path)
-            _whole(self.file(name, ".pt"), lambda part: torch.save(module.state_dict(), part))
-        weights = [one.weight for one in counted.modules() if isinstance(one, Layer)]
+            write_whole(self.file(name, ".pt"), lambda part: torch.save(module.state_dict(), part))
+            sparsity = _zeros([one.weight for one in module.modules() if isinstance(one, Layer)])
         done = Finished(
             kind,
             name,
             path,
             seconds,
-            count_macs(counted, self.example(EXAMPLES)),
+            count_macs(counted, self.example()),
             sum(one.numel() for one in counted.parameters()),
-            1
-            - sum(int(one.count_nonzero()) for one in weights) / max(sum(one.numel() for one in weights), 1),
+            sparsity,
         )
         text = json.dumps({**asdict(done), "path": path.name})
-        _whole(self.file(name, ".json"), lambda part: part.write_text(text))
+        write_whole(self.file(name, ".json"), lambda part: part.write_text(text))
         with suppress(FileNotFoundError):
             self.file(name, ".checkpoint").unlink()
         return done
@@ -154,20 +191,25 @@ class _Run:
         state: dict[str, Tensor] = torch.load(self.file(name, ".pt"), weights_only=True)
         return state
 
-    def named(self, count: int) -> dict[str, np.ndarray]:
-        """The first samples as arrays, without labels."""
-        return {name: one[:count].numpy() for name, one in self.arrays.items() if name != LABELS}
-
-    def example(self, count: int) -> Any:
-        """The first samples as the module takes them."""
-        return _inputs({name: one[:count] for name, one in self.arrays.items()})
+    def example(self) -> Any:
+        """A few samples as the module takes them."""
+        return self.data.example(EXAMPLES)
 
     def batches(self) -> Batches:
-        return Batches(self.arrays, self.recipe.batch_size)
+        return Batches(self.data, self.recipe.batch_size)
 
-    def labelled(self, name: str) -> None:
-        if LABELS not in self.arrays:
-            raise InputError(f"{self.recipe.data}: has no array 'labels', which stage {name!r} learns from")
+    def logits(self) -> Tensor:
+        """What the model as it came gives for a few samples. Raises InputError where it does not run on them."""
+        try:
+            with torch.no_grad():
+                given = first(call(self.original, beside(self.original, self.example())))
+        except Exception as error:
+            raise InputError(
+                f"{self.data.path}: {self.recipe.model} does not run on its samples: {describe(error)}"
+            ) from error
+        if not isinstance(given, Tensor):
+            raise InputError(f"{self.recipe.model}: gives a {type(given).__name__}; give a model of tensors")
+        return given
 
     def fit(self, module: nn.Module, stage: Any, name: str, objective: Any, sparse: bool) -> list[Epoch]:
         """Train a stage's module; where weights were set to zero they stay."""
@@ -188,9 +230,22 @@ class _Run:
         return done
 
     def taught(self, stage: Any, name: str, **more: Any) -> Any:
-        if stage.weight < 1:
-            self.labelled(name)
         return distillation(self.original, temperature=stage.temperature, weight=stage.weight, **more)
+
+
+def _zero_codes(plan: Plan) -> float:
+    """The share of a plan's weights that are zero once they are rounded."""
+    return _zeros(
+        [
+            torch.from_numpy(one.values) if one.codes is None else one.codes.dequantize()
+            for one in plan.weights.values()
+        ]
+    )
+
+
+def _zeros(weights: Sequence[Tensor]) -> float:
+    """The share of their elements that are zero."""
+    return 1 - sum(int(one.count_nonzero()) for one in weights) / max(sum(one.numel() for one in weights), 1)
 
 
 Ran = tuple[nn.Module, Sequence[Epoch]]
@@ -199,10 +254,9 @@ Ran = tuple[nn.Module, Sequence[Epoch]]
 def _prune(run: _Run, stage: r.Prune, module: nn.Module, name: str, sparse: bool) -> Ran:
     data = None
     if stage.importance == "taylor":
-        run.labelled(name)
         data = list(itertools.islice(run.batches(), stage.batches))
-    example = run.example(EXAMPLES)
-    if stage.blocks and (stage.macs, stage.params, stage.channels) == (None, None, None):
+    example = run.example()
+    if not stage.limits:
         return prune_blocks(module, example, stage.blocks), ()
     # Channels first: what they are worth can be told as long as the model does what it learned.
     smaller = prune_channels(
@@ -225,7 +279,6 @@ def _sparsify(run: _Run, stage: r.Sparsify, module: nn.Module, name: str, sparse
 
 
 def _train(run: _Run, stage: r.Train, module: nn.Module, name: str, sparse: bool) -> Ran:
-    run.labelled(name)
     return module, run.fit(module, stage, name, None, sparse)
 
 
@@ -236,7 +289,7 @@ def _distil(run: _Run, stage: r.Distil, module: nn.Module, name: str, sparse: bo
 
 def _qat(run: _Run, stage: r.Qat, module: nn.Module, name: str, sparse: bool) -> Ran:
     objective = run.taught(stage, name)
-    student = qat(module, stage.recipe, run.named(stage.samples), exclude=stage.exclude)
+    student = qat(module, stage.recipe, run.data.first(stage.samples), exclude=stage.exclude)
     return student, run.fit(student, stage, name, objective, False)
 
 
@@ -247,66 +300,3 @@ _STAGES: dict[str, Callable[..., Ran]] = {
     "distil": _distil,
     "qat": _qat,
 }
-
-
-@dataclass(frozen=True)
-class Batches:
-    """Samples in random order, another one each time: pairs of inputs and labels, or None where there are none."""
-
-    arrays: dict[str, Tensor]
-    size: int
-
-    def __len__(self) -> int:
-        return -(-self._count // self.size)
-
-    def __iter__(self) -> Iterator[tuple[Any, Tensor | None]]:
-        for chosen in torch.randperm(self._count).split(self.size):
-            part = {name: array[chosen] for name, array in self.arrays.items()}
-            yield _inputs(part), part.get(LABELS)
-
-    @property
-    def _count(self) -> int:
-        return len(next(iter(self.arrays.values())))
-
-
-def _inputs(part: dict[str, Tensor]) -> Any:
-    """The only input as it is, several by name."""
-    inputs = {name: array for name, array in part.items() if name != LABELS}
-    return inputs if len(inputs) > 1 else next(iter(inputs.values()))
-
-
-def _arrays(path: Path) -> dict[str, Tensor]:
-    """All of an ``.npz``: training needs it in random order. Floats become float32."""
-    npz.names(path)  # says what is wrong with a file that is none
-    with np.load(path, allow_pickle=False) as file:
-        arrays = {name: file[name] for name in file.files}
-    if not set(arrays) - {LABELS}:
-        raise InputError(f"{path}: holds no samples; give arrays named like the model's inputs, and 'labels'")
-    counts = {name: len(array) if array.ndim else 0 for name, array in arrays.items()}
-    if len(set(counts.values())) > 1 or not min(counts.values()):
-        raise InputError(
-            f"{path}: arrays of different or no length, {counts}; give as many labels as samples"
-        )
-    return {
-        name: torch.from_numpy(array.astype(np.float32) if array.dtype.kind == "f" else array)
-        for name, array in arrays.items()
-    }
-
-
-def _same_run(recipe: r.TrainingRecipe, folder: Path) -> None:
-    """Make sure that what is in the folder came of this recipe on this data."""
-    data = hashlib.sha256(Path(recipe.data).read_bytes()).hexdigest()
-    wanted = json.loads(json.dumps({"recipe": recipe.model_dump(exclude={"eval"}), "data": data}))
-    path = folder / "run.json"
-    if path.is_file() and json.loads(path.read_text()) != wanted:
-        raise InputError(
-            f"{folder}: holds an unfinished run of another recipe or other data; remove it to begin anew"
-        )
-    _whole(path, lambda part: part.write_text(json.dumps(wanted)))
-
-
-def _whole(path: Path, write: Callable[[Path], Any]) -> None:
-    """Write a file that is whole, or the one before."""
-    part = path.with_name(f"{path.name}.part")
-    write(part)
-    os.replace(part, path)

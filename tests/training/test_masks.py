@@ -74,6 +74,16 @@ def test_a_pattern_grows_by_one_of_its_neighbours_after_the_other(digits):
     assert seen == [0, 0, 0.25, 0.5, 0.5]
 
 
+def test_weights_of_two_layers_are_left_alone_where_they_were_excluded():
+    net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4))
+    net[1].weight = net[0].weight
+    with torch.no_grad():
+        net[0].weight[0, 0] = 0
+    prune(net, 0.5, exclude=["[01]"]).bake()
+    assert keep_zeros(net).sparsity == 0.5
+    assert [type(one) is nn.Linear for one in net] == [True, True, False]
+
+
 def test_masks_are_saved_loaded_and_copied(digits, tmp_path):
     fresh = copy.deepcopy(digits.net)
     prune(digits.net, 0.6, across="model")
@@ -157,5 +167,20 @@ def test_what_is_refused(digits):
     refused("layer '0': its weight is another layer's too", 0.5, module=tied)
     with pytest.raises(InputError, match="prune it first"):
         keep_zeros(digits.net)
+    refused("with 0.999 of the weights .* of layer 'first'", 0.999)
+    small = copy.deepcopy(digits.net)
+    with torch.no_grad():
+        small.first.weight.mul_(1e-4)
+    said = r"with 0.7 of the weights at zero nothing is left of layer 'first' \(it has 72\); leave it out"
+    for over in (None, (0, 0.5)):
+        refused(said, 0.7, module=small, across="model", over=over)
+    assert not small.state_dict().keys() - digits.net.state_dict().keys(), "no layer was touched"
+    masks = prune(digits.net, 0.7, across="model", over=(0, 0.5))
+    with torch.no_grad():
+        digits.net.first.parametrizations.weight.original.mul_(1e-4)
+    masks(0)
+    with pytest.raises(InputError, match=said):
+        masks(0.5)
+    masks.bake()
     prune(digits.net, 0.5)
     refused("layer 'first': its weight is parametrized already", 0.5)
