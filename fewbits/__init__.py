@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from fewbits import training
     from fewbits.comparison import compare
     from fewbits.compress import Interrupted, Result, compress
     from fewbits.inspection import inspect
@@ -45,6 +46,7 @@ __all__ = [
     "quantize",
     "save",
     "simulate",
+    "training",
 ]
 
 
@@ -54,6 +56,8 @@ def __getattr__(name: str) -> Any:
 
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), name)
+    if name == "training":
+        return importlib.import_module("fewbits.training")
     raise AttributeError(f"module 'fewbits' has no attribute {name!r}")
 
 

@@ -32,12 +32,14 @@ def distillation(
         teacher: gives logits [n, classes] as the student does; it is put in eval mode, and gets no gradients.
         temperature: softens both distributions; the term is multiplied by its square.
         weight: of the teacher's term, 0 to 1; the rest is the loss against the targets. With 1 no targets are needed.
-        features: submodules of the student by name, and the teacher's that their outputs should be like.
+        features: submodules of the student by name, and the teacher's that their outputs should be like. Those of a
+            student from ``qat`` are its quantizers: ``{"quantizers.relu": "1"}``.
         feature_weight: of the mean squared difference of each pair, relative to the teacher's energy.
         loss: against the targets.
 
     Raises:
-        InputError: a weight or temperature out of range, no such submodule, or (when first called) shapes that differ.
+        InputError: a weight or temperature out of range, no such submodule, or (when called) shapes or devices that
+            differ, or no targets for the loss.
     """
     if not 0 <= weight <= 1:
         raise InputError(f"distillation: weight is {weight}; give a number between 0 and 1")
@@ -49,6 +51,7 @@ def distillation(
     teacher.eval()
 
     def objective(module: nn.Module, inputs: Any, targets: Any) -> Tensor:
+        _check_devices(module, teacher)
         with ExitStack() as stack:
             theirs = _watched(stack, teacher, pairs.values(), "teacher")
             ours = _watched(stack, module, pairs.keys(), "student")
@@ -68,6 +71,14 @@ def distillation(
         return total
 
     return objective
+
+
+def _check_devices(student: nn.Module, teacher: nn.Module) -> None:
+    ours, theirs = (next((value.device for value in one.parameters()), None) for one in (student, teacher))
+    if ours is not None and theirs is not None and ours != theirs:
+        raise InputError(
+            f"distillation: the teacher is on {theirs}, the student on {ours}; move one: teacher.to({str(ours)!r})"
+        )
 
 
 def _soft(got: Tensor, wanted: Tensor, temperature: float) -> Tensor:

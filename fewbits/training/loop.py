@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import math
 import os
+import random
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from fewbits.errors import InputError
 from fewbits.training.objective import Objective, split, supervised
@@ -61,8 +65,7 @@ def fit(
         module: on one device; it is trained there.
         data: batches of (inputs, targets), where inputs are a tensor, a tuple of arguments or a dict of named ones; of
             (input, another, ..., targets); of inputs alone, ``[input]``; or dicts of named inputs with the targets
-            under ``labels``. It is gone through once for each epoch, and may shuffle with torch's generator: that is
-            seeded for each epoch.
+            under ``labels``. It is gone through once for each epoch.
         epochs: passes over the data.
         objective: what is made smaller; cross entropy where None. See :func:`distillation`.
         optimizer: over the module's parameters; Adam where None.
@@ -72,14 +75,16 @@ def fit(
         schedule: called before each batch, and at the end of each epoch, with the part of the run that is done, 0 to 1;
             see :func:`prune`.
         validate: gives a score after each epoch; the module is then in eval mode.
-        checkpoint: a file to go on from, written after each epoch.
-        seed: of dropout and of the order of samples.
+        checkpoint: a file to go on from, written after each epoch, in a folder that is there.
+        seed: of dropout and of the order of samples: for each epoch the generators of torch, numpy and Python are
+            seeded, and those that a DataLoader and its samplers have of their own.
         progress: called with a stage, the batches done and their number where it is known.
 
     Raises:
-        InputError: nothing to train, more than one device, no data, a checkpoint of another run, or a loss that is NaN
-            or infinite (the step is named, and the first submodule that gave such a number); a batch that is none of
-            these, or without targets where they are needed.
+        InputError: nothing to train, more than one device, no data, a batch that is none of these, or without targets
+            where they are needed; a checkpoint of another run (of other epochs, seed, precision, class of optimizer or
+            first rates), or without a folder; a loss that is NaN or infinite (the step is named, and the first
+            submodule that gave such a number).
     """
     device = one_device(module)
     if precision not in get_args(Precision):
@@ -96,10 +101,22 @@ def fit(
     for group in optimizer.param_groups:
         group.setdefault("initial_lr", group["lr"])
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
-    state = _State(module, optimizer, scaler, {"epochs": epochs, "seed": seed, "precision": precision})
+    setting = {
+        "epochs": epochs,
+        "seed": seed,
+        "precision": precision,
+        "optimizer": type(optimizer).__name__,
+        "rates": [float(group["initial_lr"]) for group in optimizer.param_groups],
+    }
+    state = _State(module, optimizer, scaler, setting)
     done = state.resumed(Path(checkpoint)) if checkpoint is not None else []
+
+    def loss_of(inputs: Any, targets: Any) -> Tensor:
+        with torch.autocast(device.type, _DTYPES[precision], enabled=precision != "f32"):
+            return objective(module, inputs, targets)
+
     for number in range(len(done) + 1, epochs + 1):
-        torch.manual_seed(seed * 100_003 + number)
+        _seed(seed * 100_003 + number, data)
         module.train()
         start, total, count = time.perf_counter(), 0.0, 0
         size = _length(data)
@@ -109,11 +126,13 @@ def fit(
             if schedule is not None:
                 schedule(behind)
             inputs, targets = split(moved(batch, device))
-            with torch.autocast(device.type, _DTYPES[precision], enabled=precision != "f32"):
-                loss = objective(module, inputs, targets)
+            loss = loss_of(inputs, targets)
             value = float(loss.detach())
             if not math.isfinite(value):
-                raise InputError(_broken(module, objective, inputs, targets, value, number, count + 1))
+                raise InputError(
+                    f"the loss is {value} at step {count + 1} of epoch {number}; "
+                    f"{_broken(module, partial(loss_of, inputs, targets))}; try a smaller rate or other ranges"
+                )
             optimizer.zero_grad()
             scaler.scale(loss).backward()
             scaler.step(optimizer)
@@ -162,6 +181,18 @@ def moved(value: Any, device: torch.device) -> Any:
     return value
 
 
+def _seed(seed: int, data: Iterable[Any]) -> None:
+    """Seed what an epoch's samples, their order and dropout may come of."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+    batches = getattr(data, "batch_sampler", None)
+    for one in (data, getattr(data, "sampler", None), batches, getattr(batches, "sampler", None)):
+        generator = getattr(one, "generator", None)
+        if isinstance(generator, torch.Generator):
+            generator.manual_seed(seed)
+
+
 def _length(data: Iterable[Any]) -> int:
     """How many batches there are; 0 where that is not known, as of a stream."""
     try:
@@ -178,27 +209,25 @@ def _validated(module: nn.Module, validate: Callable[[nn.Module], float] | None)
     return float(validate(module))
 
 
-def _broken(
-    module: nn.Module, objective: Objective, inputs: Any, targets: Any, value: float, epoch: int, step: int
-) -> str:
-    """One line about a loss that is not a number: when, and which part of the module broke first."""
+def _broken(module: nn.Module, again: Callable[[], Any]) -> str:
+    """Which part of the module is the first to give what is no number, when it runs ``again``."""
     first: list[str] = []
     handles = []
     for name, part in module.named_modules():
 
         def look(_part: nn.Module, _inputs: Any, output: Any, name: str = name) -> None:
-            if isinstance(output, Tensor) and not bool(torch.isfinite(output).all()):
+            leaves = (one for one in pytree.tree_leaves(output) if isinstance(one, Tensor))
+            if not all(bool(torch.isfinite(one).all()) for one in leaves):
                 first.append(name or type(module).__name__)
 
         handles.append(part.register_forward_hook(look))
     try:
         with torch.no_grad():
-            objective(module, inputs, targets)
+            again()
     finally:
         for handle in handles:
             handle.remove()
-    where = f"the first to give such a number is {first[0]!r}" if first else "every layer's output is finite"
-    return f"the loss is {value} at step {step} of epoch {epoch}; {where}; try a smaller rate or other ranges"
+    return f"the first to give such a number is {first[0]!r}" if first else "every layer's output is finite"
 
 
 @dataclass(frozen=True)
@@ -225,16 +254,22 @@ class _State:
 
     def resumed(self, path: Path) -> list[Epoch]:
         """Take over what a file holds; the epochs it has behind it."""
+        if not path.parent.is_dir():
+            raise InputError(f"{path}: there is no folder {path.parent}; make it before")
         if not path.exists():
             return []
         try:
-            parts = torch.load(path, weights_only=True)
+            parts = torch.load(path, map_location="cpu", weights_only=True)
             setting = json.loads(parts["setting"])
         except Exception as error:  # whatever a damaged file does
             raise InputError(f"{path}: not a checkpoint that can be read; remove it to begin anew") from error
-        if setting != self.setting:
+        other = [name for name, value in self.setting.items() if setting.get(name) != value]
+        if other:
+            theirs, ours = (
+                ", ".join(f"{name} {one.get(name)}" for name in other) for one in (setting, self.setting)
+            )
             raise InputError(
-                f"{path}: is of a run with {setting}, this one has {self.setting}; remove it, or name another file"
+                f"{path}: is of a run with {theirs}, this one has {ours}; remove it, or name another file"
             )
         try:
             self.module.load_state_dict(parts["module"])

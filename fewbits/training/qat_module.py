@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -63,9 +64,11 @@ def qat(
     weights and biases are trained, with one step for each activation and one for each channel of a weight.
 
     Args:
-        module: an ``nn.Module``, ``module:factory``, a ``.safetensors`` with ``arch``, or an ``.onnx`` file.
+        module: an ``nn.Module``, ``module:factory``, a ``.safetensors`` with ``arch``, or an ``.onnx`` file. It is left
+            alone; what comes back is on its device.
         recipe: a preset, a path in TOML, or a Recipe.
-        data: samples to calibrate with, as for :func:`fewbits.compress.compress`; a few hundred do.
+        data: samples to calibrate with, as for :func:`fewbits.compress.compress`; a few hundred do. A recipe of weights
+            alone needs some too, the few that the module is exported with.
         arch: as for :func:`fewbits.compress.compress`.
         engine: that :meth:`QatModule.export` writes for.
         exclude: patterns of layer names or operators to keep in float.
@@ -81,8 +84,10 @@ def qat(
         raise InputError(
             "the module is quantized already: it came from qat; train it, or give the float module"
         )
+    device = torch.device("cpu")
     if isinstance(module, nn.Module):
-        one_device(module)
+        device = one_device(module)
+        module = module if device.type in ("cpu", "meta") else copy.deepcopy(module).cpu()
     if data is None:
         raise InputError("there is no data to calibrate with: fb.training.qat(module, recipe, data)")
     if effort not in EFFORTS:
@@ -100,7 +105,7 @@ def qat(
         try:
             plan = _planned(model, chosen, target, data, Path(scratch), learning)
             _check_zeros(plan)
-            return QatModule(model, plan, shape)
+            return QatModule(model, plan, shape).to(device)
         except UnsupportedError as error:
             raise InputError(f"{path.name}: cannot be trained: {error}") from error
 
@@ -139,11 +144,18 @@ class QatModule(nn.Module):
         return outputs[self._network.outputs[0]] if len(outputs) == 1 else outputs
 
     def freeze_ranges(self) -> QatModule:
-        """Activations keep the steps that they have; weights go on training."""
+        """Activations keep the steps that they have; weights and their steps go on training."""
         for one in self.quantizers.values():
             if isinstance(one, TrainedStep):
                 one.requires_grad_(False)
         return self
+
+    def freeze_steps(self) -> QatModule:
+        """Activations and weights keep the steps that they have; codes, codebooks and biases go on training."""
+        for one in self.quantizers.values():
+            if isinstance(one, TrainedWeight):
+                one.stretch.requires_grad_(False)
+        return self.freeze_ranges()
 
     @property
     def plan(self) -> Plan:
@@ -170,10 +182,12 @@ class QatModule(nn.Module):
         return path
 
     def __deepcopy__(self, memo: Any) -> QatModule:
-        copy = QatModule(self._model, self._first, self._shape)
-        copy.load_state_dict(self.state_dict())
+        twin = QatModule(self._model, self._first, self._shape)
+        twin.load_state_dict(self.state_dict())
+        for one, mine in zip(twin.parameters(), self.parameters(), strict=True):
+            one.requires_grad_(mine.requires_grad)
         wide = any(one.dtype == torch.float64 for one in self.parameters())
-        return (copy.double() if wide else copy).to(one_device(self)).train(self.training)
+        return (twin.double() if wide else twin).to(one_device(self)).train(self.training)
 
 
 @dataclass(frozen=True)

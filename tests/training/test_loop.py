@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import copy
+import random
+import subprocess
+import sys
 from collections import UserDict
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, RandomSampler, TensorDataset
 
 from fewbits.errors import InputError
 from fewbits.training import distillation, fit, supervised
@@ -46,6 +50,44 @@ def test_an_interrupted_run_ends_where_it_would_have_ended(digits, tmp_path):
         for a, b in zip(again.state_dict().values(), whole.state_dict().values(), strict=True)
     )
     assert fit(copy.deepcopy(digits.net), digits.batches, epochs=3, checkpoint=path) == got
+
+
+class Noisy(Dataset):
+    """Rows and labels, with noise from all three generators."""
+
+    def __len__(self):
+        return 12
+
+    def __getitem__(self, index):
+        noise = np.random.rand() + random.random() + float(torch.rand(()))
+        return X[index % 2] + noise, Y[index % 2]
+
+
+@pytest.mark.parametrize("split", ["shuffle", "sampler", "batch_sampler"])
+def test_a_loader_with_a_generator_of_its_own_is_resumed(split, tmp_path):
+    def run(stop=99, **more):
+        torch.manual_seed(0)
+        net, own = Scaled(), torch.Generator().manual_seed(stop)
+        sampler = RandomSampler(Noisy(), generator=own)
+        options = {
+            "shuffle": {"shuffle": True, "generator": own, "batch_size": 2},
+            "sampler": {"sampler": sampler, "batch_size": 2},
+            "batch_sampler": {"batch_sampler": BatchSampler(sampler, 2, False)},
+        }
+        np.random.seed(stop)
+        random.seed(stop)
+
+        def interrupt(stage, done, total):
+            if stage.startswith(f"epoch {stop}"):
+                raise KeyboardInterrupt
+
+        fit(net, DataLoader(Noisy(), **options[split]), epochs=3, progress=interrupt, **more)
+        return net.layer.weight
+
+    wanted = run()
+    with pytest.raises(KeyboardInterrupt):
+        run(stop=2, checkpoint=tmp_path / "run.pt")
+    assert torch.equal(run(checkpoint=tmp_path / "run.pt"), wanted)
 
 
 def test_sixteen_bits_train_nearly_as_well(digits):
@@ -146,6 +188,51 @@ def test_a_loss_that_is_no_number_names_the_step_and_the_layer(digits):
         fit(digits.net, digits.batches, epochs=1)
 
 
+def test_what_overflows_in_16_bits_alone_is_named():
+    net = nn.Sequential(nn.Linear(1, 2), nn.Linear(2, 2))
+    with torch.no_grad():
+        net[0].weight.fill_(3.4e38)  # bf16 ends at 3.39e38
+        net[1].weight.fill_(0)
+    x, y = torch.ones(1, 1), torch.tensor([0])
+    assert bool(torch.isfinite(net(x)).all())
+    with pytest.raises(InputError, match=r"the loss is nan at step 1 of epoch 1; the first .* is '0'"):
+        fit(net, [(x, y)], epochs=1, precision="bf16")
+
+
+def test_a_layer_that_gives_several_tensors_is_named():
+    class Recurrent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lstm, self.last = nn.LSTM(2, 3, batch_first=True), nn.Linear(3, 2)
+
+        def forward(self, x):
+            return self.last(self.lstm(x)[0][:, -1])
+
+    net = Recurrent()
+    with torch.no_grad():
+        net.lstm.weight_ih_l0.fill_(torch.nan)
+    with pytest.raises(InputError, match="'lstm'"):
+        fit(net, [(torch.ones(1, 4, 2), torch.tensor([0]))], epochs=1)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("precision", ["f32", "bf16", "fp16"])
+def test_it_trains_on_cuda(digits, precision, tmp_path):
+    before = digits.accuracy(digits.net)
+    net, path = digits.net.cuda(), tmp_path / "run.pt"
+    objective = distillation(copy.deepcopy(net))
+    options = {"epochs": 2, "precision": precision, "checkpoint": path, "objective": objective}
+    done = fit(net, digits.batches, **options)
+    assert fit(net, digits.batches, **options) == done
+    assert net.last.weight.is_cuda and net.last.weight.dtype == torch.float32
+    assert digits.accuracy(net.cpu()) > before - 3
+
+
+def test_the_rooms_of_the_package_come_when_they_are_used():
+    code = "import sys, fewbits as fb; fb.training; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_what_is_refused(digits, tmp_path):
     def refused(said, **more):
         with pytest.raises(InputError, match=said):
@@ -167,7 +254,11 @@ def test_what_is_refused(digits, tmp_path):
     refused("damaged.pt: not a checkpoint", checkpoint=damaged)
     path = tmp_path / "run.pt"
     fit(digits.net, digits.batches, epochs=1, checkpoint=path)
-    refused("is of a run with", checkpoint=path, epochs=2)
+    refused("is of a run with epochs 1, this one has epochs 2; remove it", checkpoint=path, epochs=2)
+    refused(r"is of a run with rates \[0.001\], this one has rates \[0.1\]", checkpoint=path, lr=0.1)
+    other = torch.optim.SGD(digits.net.parameters(), lr=1e-3)
+    refused("with optimizer Adam, this one has optimizer SGD", checkpoint=path, optimizer=other)
+    refused("there is no folder", checkpoint=tmp_path / "none" / "run.pt", data=map(pytest.fail, "x"))
     refused("of another module or optimizer", checkpoint=path, module=nn.Linear(3, 3))
 
 
@@ -185,3 +276,7 @@ def test_what_distillation_refuses(digits):
         distillation(digits.net, features={"last": "inner"})(digits.net, x, y)
     with pytest.raises(InputError, match=r"the student gives \[4, 3\], the teacher \[4, 10\]"):
         distillation(digits.net)(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), x, y)
+    with pytest.raises(
+        InputError, match=r"the teacher is on meta, the student on cpu; .* teacher.to\('cpu'\)"
+    ):
+        distillation(copy.deepcopy(digits.net).to("meta"))(digits.net, x, y)

@@ -21,12 +21,22 @@ from fewbits.methods.near_ties import Grid, float32_error, margin
 from fewbits.methods.reconstruction import Spent
 from fewbits.planning.recipe import Recipe, Rule
 from fewbits.planning.scheme import Scheme
-from fewbits.training import fit, qat, qat_module
+from fewbits.training import distillation, fit, qat, qat_module
 from fewbits.training.fake_quantize import TrainedStep
 from tests.tiny import CONV_BN
 from tests.training.nets import Residual
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "training_digits.py"
+
+
+@pytest.fixture(scope="module")
+def rounded(trained):
+    return qat(trained.net, "w8a8", trained.calibration)
+
+
+@pytest.fixture
+def student(rounded):
+    return copy.deepcopy(rounded)
 
 
 def run(path, x):
@@ -53,7 +63,10 @@ def test_shared_values_are_trained(digits, tmp_path):
         assert not torch.equal(before, after)
 
 
-@pytest.mark.parametrize("recipe", ["w8a8", "w4a8"])
+PER_TENSOR = Recipe("per tensor", (Rule("*", Scheme("int8"), Scheme("uint8", symmetric=False)),))
+
+
+@pytest.mark.parametrize("recipe", ["w8a8", "w4a8", PER_TENSOR])
 def test_the_file_computes_what_the_trained_module_computes(digits, recipe, tmp_path):
     student = qat(digits.net, recipe, digits.calibration)
     before = student.plan
@@ -186,8 +199,8 @@ def test_training_brings_back_what_two_bits_cost(digits):
     assert loss(student) < (before + exact) / 2
 
 
-def test_it_begins_where_rounding_after_training_ends(digits, tmp_path):
-    student = qat(digits.net, "w8a8", digits.calibration).eval()
+def test_it_begins_where_rounding_after_training_ends(digits, student):
+    student.eval()
     begun = zip(student._first.layers, student.plan.layers, strict=True)
     assert all(torch.equal(a.weights[0].codes.codes, b.weights[0].codes.codes) for a, b in begun)
     with torch.no_grad():
@@ -237,15 +250,56 @@ def test_any_loop_trains_it(digits):
     assert np.mean(losses[-10:]) < np.mean(losses[:10])
 
 
-def test_frozen_ranges_stay(digits):
-    student = qat(digits.net, "w8a8", digits.calibration).freeze_ranges()
-    before = [one.scale for one in student.plan.activations]
-    fit(student, digits.batches, epochs=1, lr=1e-2)
-    assert [one.scale for one in student.plan.activations] == before
+def test_steps_are_frozen_in_the_middle_of_a_run(digits, student):
+    plans = [student.plan]
+    freezes = [student.freeze_ranges, student.freeze_steps]
+
+    def schedule(done):
+        if freezes and done >= len(plans) / 3:
+            plans.append(freezes.pop(0)().plan)
+
+    fit(student, digits.batches, epochs=1, lr=1e-2, schedule=schedule)
+    ranges = [[one.scale for one in plan.activations] for plan in (*plans, student.plan)]
+    codes = [[one.weights[0].codes for one in plan.layers] for plan in (*plans, student.plan)]
+    steps = [torch.cat([one.scale for one in layers]) for layers in codes]
+    assert ranges[0] != ranges[1] == ranges[2] == ranges[3]
+    assert not torch.equal(steps[0], steps[1])
+    assert not torch.equal(steps[1], steps[2])
+    assert torch.equal(steps[2], steps[3])
+    assert not all(torch.equal(a.codes, b.codes) for a, b in zip(*codes[2:], strict=True))
+    trained = [one.requires_grad for one in student.parameters()]
+    assert set(trained) == {False, True}
+    assert [one.requires_grad for one in copy.deepcopy(student).parameters()] == trained
 
 
-def test_a_copy_and_a_saved_state_are_the_same_module(digits):
-    student = qat(digits.net, "w8a8", digits.calibration)
+def test_a_student_learns_features_of_its_teacher():
+    torch.manual_seed(0)
+    x = torch.randn(64, 3, 8, 8)
+    net, teacher = (
+        nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 5, 6), nn.Flatten()) for _ in range(2)
+    )
+    student = qat(net, "w8a8", x)
+
+    def nothing(outputs, targets):
+        return 0 * outputs.sum()
+
+    objective = distillation(teacher, weight=0.0, features={"quantizers.relu": "1"}, loss=nothing)
+    done = fit(student, [(one,) for one in x.split(16)], epochs=6, lr=2e-2, objective=objective)
+    assert done[-1].loss < done[0].loss / 2
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_a_module_on_cuda_gives_a_student_there(digits, tmp_path):
+    student = qat(digits.net.cuda(), "w8a8", digits.calibration)
+    assert {one.device.type for one in (*student.parameters(), *student.buffers())} == {"cuda"}
+    fit(student, digits.batches, epochs=1, objective=distillation(digits.net))
+    path = student.export(tmp_path / "m.onnx")
+    with torch.no_grad():
+        wanted = student(digits.x.cuda()).argmax(1).cpu().numpy()
+    assert (run(path, digits.x).argmax(1) == wanted).mean() >= 0.99
+
+
+def test_a_copy_and_a_saved_state_are_the_same_module(digits, student):
     fit(student, digits.batches, epochs=1)
     twin = copy.deepcopy(student)
     fresh = qat(digits.net, "w8a8", digits.calibration)
@@ -280,10 +334,9 @@ def test_the_example_runs(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "digits.onnx").is_file()
 
 
-def test_what_is_refused(digits, tmp_path):
+def test_what_is_refused(digits, student, tmp_path):
     with pytest.raises(InputError, match="there is no data to calibrate with"):
         qat(digits.net, "w8a8")
-    student = qat(digits.net, "w8a8", digits.calibration)
     with pytest.raises(InputError, match="quantized already"):
         qat(student, "w8a8", digits.calibration)
     with pytest.raises(InputError, match="the model takes image"):
