@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -38,6 +38,7 @@ from fewbits.loaded import Loaded, load
 from fewbits.measure.latency import Contestant, Latency, measure_latency
 from fewbits.measure.size import artifact_bytes
 from fewbits.models.model import Model, open_model
+from fewbits.notices import unprotected
 from fewbits.origin import Origin
 from fewbits.planning.recipe import EFFORTS, Effort, ResolvedRecipe
 from fewbits.report import words
@@ -121,6 +122,10 @@ class Run:
     def precisions(self) -> dict[str, tuple[str, ...]]:
         """What each engine can compute in here."""
         return {name: engine.precisions(self.cpu) for name, engine in self.engines.items()}
+
+    def note(self, lines: Iterable[str]) -> None:
+        """Have the report say these, each once."""
+        self.notes.extend(line for line in lines if line not in self.notes)
 
     def reserve(self, scored: int) -> None:
         """Keep time for measuring so many candidates."""
@@ -312,7 +317,9 @@ def compress(
         )
         if recipes and len(passed_over) == len(recipes):
             raise InputError(passed_over[0])
-        run.notes.extend(passed_over)
+        run.note(passed_over)
+        if run.calibration is None:
+            run.note(unprotected(one.recipe for one in recipes))
 
         as_it_came = _originals(run)
         planned, ways, run = _schedule(run, planned, recipes, as_it_came, asked, batches)
@@ -485,45 +492,41 @@ def _schedule(
     asked: Asked,
     batches: Sequence[int],
 ) -> tuple[tuple[Draft, ...], list[dict[str, EngineSettings]], Run]:
-    """The files in the order in which they are tried, and under what; with a time budget, how long it will take."""
+    """The files in the order in which they are tried, and under what; how long it will take is said first."""
     planned = different(run, planned)
     pinned = recipes[0].precision if len(recipes) == 1 else None
-    data_last = False
     spent = SPENT[run.effort] if run.calibration is not None else None
-    learns = spent is not None and any(one.recipe.learn for one in planned)
-    if run.ending.budget_s is not None or learns:
-        count = len(as_it_came) + sum(map(len, ways_of(run, planned, pinned)))
-        found = estimate(
-            pace(as_it_came, run.sample, run.scoring.batch or 1),
-            run.model.info,
-            planned,
-            count,
-            sum(size != (run.scoring.batch or 1) for size in batches),
-            0 if run.calibration is None else run.samples[0],
-            run.samples[1],
-            0 if spent is None else spent.steps * spent.batch,
+    found = estimate(
+        pace(as_it_came, run.sample, run.scoring.batch or 1),
+        run.model.info,
+        planned,
+        len(as_it_came) + sum(map(len, ways_of(run, planned, pinned))),
+        sum(size != (run.scoring.batch or 1) for size in batches),
+        0 if run.calibration is None else run.samples[0],
+        run.samples[1],
+        0 if spent is None else spent.steps * spent.batch,
+    )
+    run = replace(run, estimate=found)
+    run.reserve(len(as_it_came))
+    data_last = found.calibrated > 0 and 0 < run.ending.left_s - run.ending.reserved_s < found.calibrate_s
+    run.ending.say(_in_words(found, run.ending.left_s, data_last))
+    if data_last and len(recipes) > 1:
+        planned = tuple(one if one.recipe.needs_data else one.without_data() for one in planned)
+        run.notes.append(
+            "calibrating would take longer than there is time: weights are rounded without data where they can be"
         )
-    if run.ending.budget_s is None and learns:
-        run.ending.say(
-            f"about {words.seconds(found.total_s)}, {words.seconds(found.learn_s)} of it to learn a recipe"
-        )
-    if run.ending.budget_s is not None:
-        run = replace(run, estimate=found)
-        run.reserve(len(as_it_came))
-        data_last = found.calibrated > 0 and 0 < run.ending.left_s - run.ending.reserved_s < found.calibrate_s
-        run.ending.say(_in_words(found, max(0.0, run.ending.left_s), data_last))
-        if data_last and len(recipes) > 1:
-            planned = tuple(one if one.recipe.needs_data else one.without_data() for one in planned)
-            run.notes.append(
-                "calibrating would take longer than there is time: weights are rounded without data where they can be"
-            )
     planned = in_order(planned, asked.prefer, data_last)
     return planned, ways_of(run, planned, pinned), run
 
 
 def _in_words(found: Estimate, left_s: float, data_last: bool) -> str:
-    """The estimate in a line."""
-    text = f"about {words.seconds(found.total_s)} for {found.candidates} candidates, of {words.seconds(left_s)} left"
+    """The estimate in a line; ``left_s`` is infinite where the time is not limited."""
+    text = f"about {words.seconds(found.total_s)} for {found.candidates} candidates"
+    if found.learned:
+        text += f", {words.seconds(found.learned * found.learn_s)} of it to learn"
+    if left_s == float("inf"):
+        return text
+    text += f", of {words.seconds(max(0.0, left_s))} left"
     if data_last:
         return f"{text}; calibrating alone takes about {words.seconds(found.calibrate_s)}: what needs it comes last"
     return text if found.total_s <= left_s else f"{text}: the most promising come first"

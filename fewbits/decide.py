@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
+from math import prod
 
 import numpy as np
 import torch
@@ -14,7 +15,15 @@ from fewbits.methods.awq import find_protection
 from fewbits.methods.bias_correction import analytic_shift, mean_of_clipped
 from fewbits.methods.codebook import with_one_codebook, with_weighted_codebook
 from fewbits.methods.equalization import grouped
-from fewbits.methods.gptq import damped_moment, equal_rows, find_floor, round_with_compensation
+from fewbits.methods.gptq import (
+    FLOOR,
+    damped,
+    equal_rows,
+    find_floor,
+    round_with_compensation,
+    second_moment,
+    undetermined,
+)
 from fewbits.methods.patches import patches
 from fewbits.methods.range_search import search
 from fewbits.methods.rounding import round_weight
@@ -25,6 +34,7 @@ from fewbits.planning.plan import (
     ActivationPlan,
     BiasPlan,
     Edge,
+    Evidence,
     LayerPlan,
     Placement,
     Plan,
@@ -41,7 +51,11 @@ SMALLEST_SCALE = float(
     np.finfo(np.float32).tiny
 )  # a smaller bias scale is denormal; engines flush it to zero
 LARGEST_CODE = 2**31 - 1
-MAX_COLUMNS = 2304  # wider layers are rounded to nearest: compensating takes time with the cube of the width
+# Compensating takes time with the cube of a layer's width, in inputs per output.
+SEARCHED_COLUMNS = (
+    2304  # damping is searched for; in 8 bits wider layers are rounded to nearest, which hardly shows there
+)
+MAX_COLUMNS = 4608  # takes 14 seconds and 0.5 GB; wider layers are rounded to nearest
 
 Weights = Callable[[str], np.ndarray]
 
@@ -257,11 +271,17 @@ def _layer(
             None,
             f"weights only: {target.engine} gains nothing by codes of what {layer.op} reads",
         )
-    shift = None
-    if plans and plans[0].name in compensated:
+    shift = evidence = None
+    if plans and plans[0].codes is not None and plans[0].name in compensated:
         assert stats is not None
         seen = input_rows(layer, activation, divisors.get(layer.node), stats)
-        plans[0], shift = _compensate(a, plans[0], activation, seen, target, plans[0].name in narrowed)
+        unused = None if layer.kind == "embedding" else _uncompensated(layer, plans[0].codes)
+        evidence = Evidence(unused)
+        if unused is None and seen is not None:
+            narrow = plans[0].name in narrowed
+            plans[0], shift, evidence = _compensate(
+                a, plans[0], plans[0].codes, activation, seen, target, narrow
+            )
     bias = None
     if layer.bias is not None and plans and plans[0].codes is not None and activation is not None:
         values = weights(layer.bias) if shift is None else weights(layer.bias) + shift
@@ -275,6 +295,7 @@ def _layer(
         bias,
         note=note,
         inside=layer.inside is not None,
+        evidence=evidence,
     )
 
 
@@ -340,26 +361,38 @@ def _table(layer: LayerInfo, activation: ActivationPlan, weights: Weights) -> We
     return WeightPlan(info.name, Scheme(signed.name, symmetric=False), q, values)
 
 
+def _uncompensated(layer: LayerInfo, q: QTensor) -> str | None:
+    """Why a layer's weights, with codes ``q``, cannot make up for each other's errors; None where they can."""
+    if layer.inside is not None:
+        return "nothing is observed inside a body"
+    if layer.kind == "conv" and len(layer.weights[0].shape) > 4:
+        return "a convolution has more than two axes of space"
+    if layer.kind not in ("conv", "linear") or (layer.kind == "conv" and layer.geometry is None):
+        return f"what a {layer.op} multiplies is not kept"
+    if q.zero_point is not None or q.free_zero_point is not None:
+        return "codes have a zero point"
+    return "codes are signs" if q.qtype.kind == "binary" else None
+
+
 def _compensate(
     a: Assignment,
     plan: WeightPlan,
+    q: QTensor,
     activation: ActivationPlan | None,
-    inputs: tuple[torch.Tensor, torch.Tensor] | None,
+    inputs: tuple[torch.Tensor, torch.Tensor],
     target: Target,
     narrow: bool,
-) -> tuple[WeightPlan, np.ndarray | None]:
-    """Round the weight against what was seen of the layer's input (see :func:`input_rows`).
+) -> tuple[WeightPlan, np.ndarray | None, Evidence]:
+    """Round the weight, whose codes are ``q``, against what was seen of the layer's input (see :func:`input_rows`).
 
     And the mean error that is left, float32 [channels], where the bias is written anew and can take it.
     """
-    info, q = a.layer.weights[0], plan.codes
-    offset = q is not None and (q.zero_point is not None or q.free_zero_point is not None)
-    if inputs is None or q is None or offset or q.qtype.kind == "binary":
-        return plan, None
+    info = a.layer.weights[0]
     exact, rounded = inputs
     matrix = torch.from_numpy(plan.values).movedim(info.channel_axis, 0)
     groups, _, columns = exact.shape
     rows = matrix.reshape(groups, -1, columns)
+    silent = _silent(exact, a.layer)
     if q.codebook is not None:
 
         def output_error(found: QTensor) -> float:
@@ -368,32 +401,50 @@ def _compensate(
 
         energy = _per_element(exact.square().mean(dim=1), a.layer)
         weighted = with_weighted_codebook(q, torch.from_numpy(plan.values), energy)
-        return replace(plan, codes=min(weighted, q, key=output_error)), None  # off the diagonal, it may lose
+        best = min(weighted, q, key=output_error)  # off the diagonal, it may lose
+        return replace(plan, codes=best), None, Evidence(silent=silent)
     if q.scale is None:
-        return plan, None
+        return plan, None, Evidence(silent=silent)
     layout = q.layout
     one_each = layout.spread(q.scale).expand(layout.channels, layout.groups, layout.length)
     steps = one_each.reshape(len(matrix), -1).reshape(rows.shape)
     noise = 0.0 if activation is None else activation.scale**2 / 12
     centered = activation is not None and a.layer.bias is not None
     codes = q.codes.movedim(info.channel_axis, 0).reshape(rows.shape).float()
-    if columns <= MAX_COLUMNS:
-        seen = [equal_rows(x) for x in exact] if a.layer.kind == "linear" else exact
+    widest = SEARCHED_COLUMNS if q.qtype.bits >= 8 else MAX_COLUMNS
+    evidence = Evidence(f"more than {widest:,} inputs take too long in {q.qtype.bits} bits", silent=silent)
+    if columns <= widest:
+        seen = [equal_rows(x) for x in exact] if a.layer.kind == "linear" else list(exact)
         assert a.weights is not None
         low, high = code_limits(a.weights, target, narrow)
         assert low is not None and high is not None
-        floor = find_floor(rows[0], seen[0], steps[0], (low, high), noise, centered)
+        floor = FLOOR
+        if columns <= SEARCHED_COLUMNS:
+            floor = find_floor(rows[0], seen[0], steps[0], (low, high), noise, centered)
+        moments = [second_moment(x, centered) for x in seen]
+        means = [x.mean(dim=0) if centered else torch.zeros(columns) for x in seen]
+        short = any(
+            undetermined(one + mean * mean[:, None]) for one, mean in zip(moments, means, strict=True)
+        )
         codes = torch.stack(
             [
-                round_with_compensation(row, damped_moment(x, noise, centered, floor), step, low, high)
-                for row, x, step in zip(rows, seen, steps, strict=True)
+                round_with_compensation(row, damped(moment, noise, floor), step, low, high)
+                for row, moment, step in zip(rows, moments, steps, strict=True)
             ]
         )
+        evidence = Evidence(damped=short, silent=silent)
     if a.layer.kind == "linear":
         rounded = exact  # what clipping takes from a few large tokens must not be given to all
     left = exact @ rows.transpose(1, 2) - rounded @ (codes * steps).transpose(1, 2)
     shaped = codes.reshape(matrix.shape).movedim(0, info.channel_axis).to(q.codes.dtype).contiguous()
-    return replace(plan, codes=replace(q, codes=shaped)), left.mean(dim=1).reshape(-1).numpy()
+    return replace(plan, codes=replace(q, codes=shaped)), left.mean(dim=1).reshape(-1).numpy(), evidence
+
+
+def _silent(inputs: torch.Tensor, layer: LayerInfo) -> int:
+    """How many of a layer's inputs, float32 [groups, n, columns], are zero in every row."""
+    taps = prod(layer.weights[0].shape[2:]) if layer.kind == "conv" else 1
+    spoken = inputs.any(dim=1).reshape(len(inputs), -1, taps).any(dim=2)
+    return int((~spoken).sum())
 
 
 def _per_element(columns: torch.Tensor, layer: LayerInfo) -> torch.Tensor:

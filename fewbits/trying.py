@@ -22,7 +22,7 @@ from fewbits.figures import Outcome
 from fewbits.learn import SPENT, Lesson, adopt, learning_target
 from fewbits.learned import with_learned
 from fewbits.models.network import UnsupportedError
-from fewbits.notices import notices
+from fewbits.notices import notices, remarks
 from fewbits.observe import observe
 from fewbits.planning.plan import Placement, Plan
 from fewbits.planning.recipe import Recipe, assign
@@ -159,6 +159,7 @@ def write(
     """
     with one_torch_thread():
         plan = _decided(run, draft, stats)
+    run.note(remarks(plan))
     if learned is not None:
         plan = adopt(run.model, plan, learned)
     if not plan.weights:
@@ -296,9 +297,8 @@ def equalized(
     It is the same function as the original, with channels rescaled where the recipe says so and rounding gains by it.
     """
     known = stats if draft.recipe.uses_data else None
-    for one in notices(draft.assigned, known, run.model.weight):
-        if one not in run.notes:
-            run.notes.append(one)
+    learns = draft.recipe.learn and known is not None and SPENT[run.effort] is not None
+    run.note(notices(draft.assigned, known, run.model.weight, learns))
     if not draft.recipe.equalize or not run.model.info.links:
         return run, stats
     with run.stage("equalize"), one_torch_thread():

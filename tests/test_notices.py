@@ -1,12 +1,18 @@
 """Data and models that leave rounding little to go by: handled, and told."""
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import pytest
 import torch
 from onnx import numpy_helper
 
+import fewbits as fb
+from fewbits import decide
 from fewbits.methods.gptq import damped, damped_moment, find_floor, round_with_compensation
+from fewbits.planning.recipe import PRESETS, ResolvedRecipe, Rule, write_recipe
+from fewbits.planning.scheme import Scheme
 from tests.stages import sqnr_db, write_files
 from tests.tiny import Tiny
 
@@ -97,7 +103,10 @@ def test_a_layer_that_no_sample_reaches(tmp_path):
     path = SPARSE.save(tmp_path / "m.onnx")
     files, notes = told(path, SPARSE.samples(16), tmp_path, engine="onnxruntime")
     name = next(layer.name for layer in files.run.model.info.layers if layer.weights[0].name == "w1")
-    assert f"no calibration sample reaches these, whose weights are rounded to nearest: {name}" in notes
+    assert (
+        f"no calibration sample reaches these, whose weights are rounded all the same, to nearest: {name}"
+        in notes
+    )
     reason = next(layer.float_reason for layer in files.written[0].plan.layers if layer.name == name)
     assert reason == "its input is reached by no sample"
     assert closeness(files, SPARSE.samples(16, seed=2)) > 25
@@ -122,10 +131,81 @@ def test_weights_that_two_layers_read(tmp_path, recipe):
     path = TIED.save(tmp_path / "m.onnx")
     files, notes = told(path, TIED.samples(32), tmp_path, recipe)
     assert (
-        "weights that several layers read are rounded once, to nearest, for all of them: Gemm_0, Gemm_2"
+        "weights that several layers read are rounded once for all of them, to nearest: Gemm_0, Gemm_2"
         in notes
     )
     assert closeness(files, TIED.samples(16, seed=2)) > 12
+
+
+def mine(folder, weights, **switches):
+    """A recipe that gives all weights one scheme."""
+    path = folder / "mine.toml"
+    recipe = replace(PRESETS["w8"], name="mine", rules=(Rule("*", weights),), **switches)
+    path.write_text(write_recipe(ResolvedRecipe(recipe)), encoding="utf-8")
+    return str(path)
+
+
+SOLID = Tiny(
+    "g (float[N, 4, 3, 6, 6] x) => (float[N, 8, 2, 4, 4] y) { y = Conv (x, w) }",
+    {"w": (8, 4, 2, 3, 3)},
+    {"x": ((4, 3, 6, 6), None)},
+)
+
+
+@pytest.mark.parametrize(
+    ("tiny", "weights", "why"),
+    [
+        (LINEAR, Scheme("int4", "channel"), "more than 32 inputs take too long in 4 bits: Gemm_0, Gemm_2"),
+        (LINEAR, Scheme("int8", "channel", symmetric=False), "codes have a zero point: Gemm_0, Gemm_2"),
+        (LINEAR, Scheme("binary", "channel"), "codes are signs: Gemm_0, Gemm_2"),
+        (SOLID, Scheme("int4", "channel"), "a convolution has more than two axes of space: Conv_0"),
+    ],
+)
+def test_weights_that_do_not_make_up_for_each_other(tmp_path, monkeypatch, tiny, weights, why):
+    monkeypatch.setattr(decide, "MAX_COLUMNS", 32)
+    path, recipe = tiny.save(tmp_path / "m.onnx"), mine(tmp_path, weights)
+    _, notes = told(path, tiny.samples(16), tmp_path, recipe, "onnxruntime")
+    assert f"weights do not make up for each other's errors where {why}" in notes
+
+
+def test_protection_without_data(tmp_path, short_measuring):
+    recipe, given = mine(tmp_path, Scheme("int8", "channel"), protect=True), LINEAR.save(tmp_path / "m.onnx")
+    found = fb.compress(given, recipe=recipe, engine="onnxruntime", threads=1, out=tmp_path / "out")
+    told = "recipe 'mine': without data, weights that large activations meet are not protected; give --data"
+    assert told in found.report.notes
+
+
+@pytest.mark.parametrize(("tiny", "names"), [(LINEAR, "Gemm_0"), (DEPTHWISE, "Conv_0")])
+@pytest.mark.parametrize("recipe", ["w8", "w8a8"])
+def test_inputs_that_hang_together(tmp_path, tiny, names, recipe):
+    """More rows than inputs, but each of them a sum of three."""
+    draw = np.random.default_rng(0)
+    shape = tiny.feeds["x"][0]
+    few = draw.standard_normal((300, *shape[1:], 3)) @ draw.standard_normal((3, shape[0]))
+    feeds = {"x": np.moveaxis(few, -1, 1).astype(np.float32)}
+    _, notes = told(tiny.save(tmp_path / "m.onnx"), feeds, tmp_path, recipe)
+    assert names in notes.split("or inputs that hang together")[1]
+    (tmp_path / "whole").mkdir()
+    _, notes = told(tmp_path / "m.onnx", tiny.samples(300), tmp_path / "whole", recipe)
+    assert "hang together" not in notes
+
+
+@pytest.mark.parametrize(("tiny", "name"), [(LINEAR, "Gemm_0"), (DEPTHWISE, "Conv_0")])
+def test_inputs_that_are_always_zero(tmp_path, tiny, name):
+    feeds = tiny.samples(200)
+    feeds["x"][:, 5] = 0
+    path = tiny.save(tmp_path / "m.onnx")
+    files, notes = told(path, feeds, tmp_path, "w8")
+    assert "zero in all that calibration kept of them, 1 in all, say nothing of how their weights" in notes
+    assert f"are to be rounded: {name}" in notes
+    assert "hang together" not in notes
+    weight = files.written[0].plan.layers[0].weights[0]
+    axis = 1 if tiny is DEPTHWISE else 0
+    found = weight.codes.dequantize().select(axis, 5)
+    assert (
+        found - torch.from_numpy(weight.values).select(axis, 5)
+    ).abs().max() <= weight.codes.scale.max() / 2
+    assert closeness(files, tiny.samples(16, seed=2)) > 30
 
 
 def test_a_second_moment_that_is_not_positive_definite():

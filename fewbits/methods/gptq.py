@@ -15,6 +15,7 @@ BLOCK = 32  # columns whose updates are applied one by one; what is right of the
 FLOOR = 0.01  # of the mean energy of inputs is added to each, where nothing tells how much
 FLOORS = (0.001, 0.01, 0.1)  # are tried otherwise
 TRIED = 32  # outputs tell which of them is best
+TOGETHER = 1e-5  # of an input's energy is what float32 may make of nothing
 
 
 def round_with_compensation(weight: Tensor, moment: Tensor, scale: Tensor, qmin: int, qmax: int) -> Tensor:
@@ -94,7 +95,7 @@ def find_floor(
     energy = float(inputs.square().mean())
     if len(inputs) < 4 or noise >= max(FLOORS) * energy:
         return FLOOR
-    halves = [_moment(inputs[start::2], centered) for start in (0, 1)]
+    halves = [second_moment(inputs[start::2], centered) for start in (0, 1)]
     return best_floor(
         weight, (halves[0], halves[1]), scale, lambda places: places.round_().clamp_(*codes), noise
     )
@@ -132,14 +133,26 @@ def damped_moment(inputs: Tensor, noise: float, centered: bool, floor: float = F
     squared over 12). A ``floor``, a share of the mean energy, keeps the matrix positive definite where inputs are
     constant or there are fewer rows than columns.
     """
-    return damped(_moment(inputs, centered), noise, floor)
+    return damped(second_moment(inputs, centered), noise, floor)
 
 
-def _moment(inputs: Tensor, centered: bool) -> Tensor:
-    """Second moment of rows, [n, k], about their mean or about zero: [k, k]."""
+def second_moment(inputs: Tensor, centered: bool) -> Tensor:
+    """Second moment of rows, float32 [n, k], about their mean or about zero: float32 [k, k]."""
     if centered:
         inputs = inputs - inputs.mean(dim=0)
     return inputs.T @ inputs / len(inputs)
+
+
+def undetermined(moment: Tensor) -> bool:
+    """Whether inputs of that second moment, float32 [k, k], hang together, so that it is not positive definite.
+
+    For all that float32 knows of it, and leaving out of account inputs that are always zero.
+    """
+    size = moment.diagonal().clamp(min=0).sqrt()
+    some = size > 1e-6 * size.max()
+    shares = moment[some][:, some] / size[some] / size[some][:, None]
+    shares.diagonal().sub_(TOGETHER)
+    return int(torch.linalg.cholesky_ex(shares).info) > 0
 
 
 def damped(moment: Tensor, noise: float = 0.0, floor: float = FLOOR) -> Tensor:

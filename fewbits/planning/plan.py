@@ -123,11 +123,26 @@ class NormPlan:
 
 
 @dataclass(frozen=True)
+class Evidence:
+    """What data says of a layer whose weights a recipe wants to make up for each other's errors.
+
+    Attributes:
+        unused: why they do not; None where they do.
+        damped: fewer rows were kept than there are inputs, or inputs hang together.
+        silent: how many of its inputs are zero in all that was kept.
+    """
+
+    unused: str | None = None
+    damped: bool = False
+    silent: int = 0
+
+
+@dataclass(frozen=True)
 class LayerPlan:
     """One layer: what its weights, bias and activations become, or why it stays in float.
 
     ``node`` is the name of its node in the graph; ``inside`` says that it is in the body of a node. ``note`` is why its
-    activations stay in float although the recipe says otherwise.
+    activations stay in float although the recipe says otherwise; ``evidence`` is None where no data was asked.
     """
 
     name: str
@@ -139,6 +154,7 @@ class LayerPlan:
     float_reason: str | None = None
     note: str | None = None
     inside: bool = False
+    evidence: Evidence | None = None
 
     @property
     def static(self) -> bool:
