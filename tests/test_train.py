@@ -23,6 +23,8 @@ from fewbits.measure.latency import measure_latency
 from fewbits.planning.training_recipe import read_training_recipe
 from fewbits.report.record import Report
 from fewbits.train import train, unfinished
+from fewbits.training import QatModule
+from fewbits.training.pipeline import run_stages
 from fewbits.training.unfinished import go_on_in
 
 NETS = """
@@ -186,6 +188,60 @@ def test_a_run_that_fails_and_is_interrupted_ends_where_a_whole_one_does(place, 
     assert digests(Path("small-fewbits")) == whole and len(whole) == 5 and not left.exists()
 
 
+PERCEPTRON = """
+import torch
+from torch import nn
+
+def net():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 4))
+"""
+GRADUALLY = """
+model = "perceptrons:net"
+data = "train.npz"
+eval = "train.npz"
+stages = [
+    {kind = "prune", channels = 0.75, importance = "l2", exclude = ["2"]},
+    {kind = "prune", channels = 0.75, importance = "l2", exclude = ["2"]},
+    {kind = "sparsify", sparsity = 0.5, over = 2},
+    {kind = "train", epochs = 2},
+    {kind = "qat", epochs = 2, weight = 1.0, features = {"quantizers.relu_1" = "3"}, freeze = 0.5},
+]
+"""
+
+
+def test_channels_go_step_by_step_weights_epoch_by_epoch_and_ranges_freeze(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("perceptrons.py").write_text(PERCEPTRON)
+    Path("gradually.toml").write_text(GRADUALLY)
+    np.savez("train.npz", input=np.float32(np.random.default_rng(0).normal(size=(64, 16))), labels=Y[:64] % 4)
+    recipe, shares, seen = read_training_recipe(Path("gradually.toml")), [], []
+
+    def progress(stage, done, total):
+        seen.append(stage)
+        if stage == "4 train: epoch 2 of 2" and not shares:
+            masks = torch.load("4-train.checkpoint")["module"]
+            kept = [masks[f"{one}.parametrizations.weight.0.kept"].flatten() for one in (0, 2, 4)]
+            shares.append(float(torch.cat(kept).float().mean()))
+            raise KeyboardInterrupt
+
+    freeze_ranges = QatModule.freeze_ranges
+
+    def freeze(student):
+        shares.append(seen[-1])
+        return freeze_ranges(student)
+
+    monkeypatch.setattr(QatModule, "freeze_ranges", freeze)
+    with pytest.raises(KeyboardInterrupt):
+        run_stages(recipe, tmp_path, progress)
+    assert shares == [pytest.approx(1 - 0.5 * (1 - 0.5**3), abs=0.01)], "half way to half, fast at first"
+    done = run_stages(recipe, tmp_path, progress)
+    assert [one.name for one in done] == ["original", "1 prune", "2 prune", "4 train", "5 qat"]
+    assert [one.macs for one in done] == [576, 2 * 16 * 12 + 16 * 4, *[2 * 16 * 9 + 16 * 4] * 3]
+    assert done[3].sparsity == pytest.approx(0.5, abs=0.01) and done[2].sparsity < 0.01
+    assert shares[1] == "5 qat: epoch 1 of 2", "at the end of it"
+
+
 def test_what_a_run_that_is_gone_on_with_depends_on(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     np.savez("train.npz", image=X[:9], labels=Y[:9])
@@ -299,6 +355,21 @@ def test_what_needs_no_training_is_said_before_any(place, monkeypatch, capsys, o
         ),
         ('kind = "distil"', 'kind = "qat"', r"stages.4: 'qat' cannot follow 'qat'; only export can"),
         ("[[stages]]", "[[stages", "not valid TOML"),
+        (
+            "sparsity = 0.3",
+            "sparsity = 0.3\nover = 3",
+            r"stages.2.sparsify.over: is 3, but there is no train or distil",
+        ),
+        (
+            'kind = "prune"\nmacs = 0.6',
+            'kind = "sparsify"\nsparsity = 0.1\nover = 1',
+            r"stages.1.sparsify.over: is 1, but",
+        ),
+        (
+            'kind = "distil"',
+            'kind = "sparsify"\nsparsity=0.5\nover=1\n[[stages]]\nkind = "distil"',
+            r"stages.3.sparsify.over: cannot",
+        ),
         ('name = "digits.onnx"', 'name = "../digits.onnx"', r"stages.5.export.name: String should match"),
     ],
 )

@@ -27,6 +27,8 @@ class _Trained(_Record):
 class _Taught(_Trained):
     temperature: Annotated[float, Field(gt=0)] = 4.0
     weight: Annotated[float, Field(ge=0, le=1)] = 0.9
+    features: dict[str, str] = {}
+    feature_weight: float = 1.0
 
 
 class Prune(_Record):
@@ -59,11 +61,15 @@ class Prune(_Record):
 
 
 class Sparsify(_Record):
-    """Single weights become zero, and stay zero in the stages behind: see :func:`fewbits.training.prune`."""
+    """Single weights become zero, and stay zero in the stages behind: see :func:`fewbits.training.prune`.
+
+    With ``over`` they become so in the stage behind, ever more during that many of its epochs: it is a part of it.
+    """
 
     kind: Literal["sparsify"]
     sparsity: Annotated[float, Field(gt=0, lt=1)] | None = None
     pattern: Annotated[str, Field(pattern=r"^[1-9]\d*:[1-9]\d*$")] | None = None
+    over: Positive | None = None
     across: Literal["layer", "model"] = "layer"
     exclude: tuple[str, ...] = ()
 
@@ -84,16 +90,18 @@ class Distil(_Taught):
     """Further training, taught by the model as it came: see :func:`fewbits.training.distillation`."""
 
     kind: Literal["distil"]
-    features: dict[str, str] = {}
-    feature_weight: float = 1.0
 
 
 class Qat(_Taught):
-    """Training with rounding, taught by the model as it came: see :func:`fewbits.training.qat`."""
+    """Training with rounding, taught by the model as it came: see :func:`fewbits.training.qat`.
+
+    Activations keep their ranges once the part ``freeze`` of the epochs is over.
+    """
 
     kind: Literal["qat"]
     recipe: str = "w8a8"
     samples: Positive = 512
+    freeze: Annotated[float, Field(ge=0, lt=1)] | None = None
     exclude: tuple[str, ...] = ()
 
 
@@ -156,6 +164,19 @@ def read_training_recipe(path: Path) -> TrainingRecipe:
                 f"recipe {path}: stages.{place + 2}: {behind[0]!r} cannot follow {kind!r}; "
                 f"{'only export can' if kind == 'qat' else 'it is the last'}"
             )
+    for place, stage in enumerate(parsed.stages):
+        if isinstance(stage, Sparsify) and stage.over is not None:
+            follows = parsed.stages[place + 1 : place + 2]
+            if not any(isinstance(one, (Train, Distil)) and one.epochs >= stage.over for one in follows):
+                raise InputError(
+                    f"recipe {path}: stages.{place + 1}.sparsify.over: is {stage.over}, but there is no train "
+                    "or distil stage of as many epochs right behind it, in which weights could become zero"
+                )
+            if "sparsify" in kinds[:place]:
+                raise InputError(
+                    f"recipe {path}: stages.{place + 1}.sparsify.over: cannot follow another sparsify; leave one "
+                    "of them out, or over"
+                )
     if kinds == ["export"]:
         raise InputError(f"recipe {path}: stages.1: 'export' alone; put at least one other stage before it")
     return parsed

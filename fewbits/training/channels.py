@@ -18,6 +18,7 @@ from fewbits.named import describe
 from fewbits.training.dependencies import FIXED, Dependencies, Place, walk
 from fewbits.training.loop import moved
 from fewbits.training.objective import Objective, call, supervised
+from fewbits.training.quantized import refuse_quantized
 
 Importance = Literal["l2", "taylor"]
 
@@ -63,7 +64,7 @@ def prune_channels(
 
     Raises:
         InputError: a share out of range, one that would empty a layer (it is named), a module that cannot be exported
-            or whose code holds sizes, nothing to remove.
+            or whose code holds sizes, or that is quantized already, nothing to remove.
     """
     limits = {name: share for name, share in (("macs", macs), ("params", params)) if share is not None}
     if bool(limits) == (channels is not None):
@@ -83,6 +84,7 @@ def prune_channels(
         raise InputError(f"prune_channels: importance is {importance!r}; allowed are 'l2' and 'taylor'")
     if importance == "taylor" and data is None:
         raise InputError("prune_channels: taylor needs data: batches of (inputs, targets)")
+    refuse_quantized(module)
     smaller, example = copy.deepcopy(module).eval(), beside(module, example)
     found = _walked(smaller, example)
     kinds = _kinds(found, exclude)

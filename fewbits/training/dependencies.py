@@ -8,6 +8,8 @@ So what is not understood is left alone.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -103,7 +105,8 @@ def walk(module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -
                 f"layer {name!r} is parametrized; bake() its masks before its channels are removed"
             )
     try:
-        program = torch.export.export(module, arguments, named, strict=False)
+        with contextlib.redirect_stderr(io.StringIO()):  # where it gives up, it prints the graph
+            program = torch.export.export(module, arguments, named, strict=False)
     except Exception as error:
         raise InputError(
             f"{type(module).__name__} cannot be exported, which finding its channels needs: {describe(error)}"

@@ -16,6 +16,7 @@ from torch.nn.utils import parametrize
 
 from fewbits.errors import InputError
 from fewbits.methods.pruning import checked_sparsity, gradual_sparsity, magnitude_masks, n_of_m_mask
+from fewbits.training.quantized import refuse_quantized
 
 Layer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 Rule = Callable[[Sequence[Tensor], float], list[Tensor]]
@@ -48,9 +49,9 @@ def prune(
         exclude: patterns of layer names to leave alone.
 
     Raises:
-        InputError: neither or both of sparsity and pattern, values out of range, a pattern that does not fit (every
-            such layer is listed), nothing to prune, a weight that two layers share, one that has a mask already, or
-            one of which nothing would be left in the end (while masks grow, too).
+        InputError: a module that is quantized already, neither or both of sparsity and pattern, values out of range, a
+            pattern that does not fit (every such layer is listed), nothing to prune, a weight that two layers share,
+            one that has a mask already, or one of which nothing would be left in the end (while masks grow, too).
     """
     if (sparsity is None) == (pattern is None):
         raise InputError("prune: give either a sparsity, such as 0.8, or a pattern, such as '2:4'")
@@ -171,6 +172,7 @@ def _layers(module: nn.Module, exclude: Sequence[str]) -> dict[str, Layer]:
 
 def _chosen(module: nn.Module, exclude: Sequence[str]) -> dict[str, Layer]:
     """Layers of the kinds that are pruned, by name."""
+    refuse_quantized(module)
     every = {name: layer for name, layer in module.named_modules() if isinstance(layer, Layer)}
     unused = [one for one in exclude if not any(fnmatchcase(name, one) for name in every)]
     if unused:
@@ -181,7 +183,7 @@ def _chosen(module: nn.Module, exclude: Sequence[str]) -> dict[str, Layer]:
     if not chosen:
         raise InputError(
             f"there is nothing to prune: no linear or convolutional layer in {type(module).__name__}"
-            f"{', but for those excluded' if every else ''}; a module from qat is pruned before it goes there"
+            f"{', but for those excluded' if every else ''}"
         )
     return chosen
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,10 @@ from fewbits.training.channels import beside, count_macs, load_smaller, prune_ch
 from fewbits.training.data import Batches, TrainingData, read_training_data
 from fewbits.training.distil import distillation
 from fewbits.training.loop import Epoch, fit, one_device
-from fewbits.training.masks import Layer, keep_zeros, prune
-from fewbits.training.objective import call, first
+from fewbits.training.masks import Layer, Masks, keep_zeros, prune
+from fewbits.training.objective import Objective, call, first
 from fewbits.training.qat_module import QatModule, qat
+from fewbits.training.quantized import refuse_quantized
 from fewbits.training.unfinished import go_on_in, stage_file, write_whole
 
 Progress = Callable[[str, int, int], None]
@@ -79,6 +81,7 @@ def run_stages(recipe: r.TrainingRecipe, folder: Path, progress: Progress) -> li
     data = read_training_data(Path(recipe.data), learner)
     torch.manual_seed(recipe.seed)
     original = make(recipe.model).eval()
+    refuse_quantized(original)
     run = _Run(recipe, folder, data, original, progress)
     data.check_labels(run.logits())
     for name, stage in stages.items():
@@ -87,8 +90,12 @@ def run_stages(recipe: r.TrainingRecipe, folder: Path, progress: Progress) -> li
     folder.mkdir(exist_ok=True)
     go_on_in(folder, recipe, original)
     module, finished = original, [run.finish("original", "original", original, 0.0)]
-    sparse, blocks = False, list[str]()
+    zeros: Zeros | None = None
+    blocks = list[str]()
     for name, stage in stages.items():
+        if isinstance(stage, r.Sparsify) and stage.over is not None:
+            zeros = partial(_grow, stage)
+            continue  # it is a part of the stage behind
         blocks.extend(stage.blocks if isinstance(stage, r.Prune) else ())
         done = run.finished(name)
         if done is None:
@@ -97,7 +104,7 @@ def run_stages(recipe: r.TrainingRecipe, folder: Path, progress: Progress) -> li
             start = time.perf_counter()
             before = copy.deepcopy(module)
             with _named(name):
-                module, epochs = _STAGES[stage.kind](run, stage, before, name, sparse)
+                module, epochs = _STAGES[stage.kind](run, stage, before, name, zeros)
                 # Epochs of an interrupted run are not run again, and count too.
                 seconds = max(time.perf_counter() - start, sum(one.seconds for one in epochs))
                 done = run.finish(stage.kind, name, module, seconds, before)
@@ -105,7 +112,8 @@ def run_stages(recipe: r.TrainingRecipe, folder: Path, progress: Progress) -> li
             fewer = prune_blocks(original, run.example(), blocks)
             module = load_smaller(fewer, run.state(name))
         finished.append(done)
-        sparse = sparse or stage.kind == "sparsify"
+        if zeros is not None or stage.kind == "sparsify":
+            zeros = _keep
     return finished
 
 
@@ -119,7 +127,7 @@ def _check(run: _Run, stage: r.Stage) -> None:
     """What of a stage can be told to be wrong from the model as it came. Raises InputError."""
     if isinstance(stage, r.Qat):
         read_recipe(stage.recipe)
-    if isinstance(stage, r.Distil):
+    if isinstance(stage, (r.Distil, r.Qat)):
         distillation(run.original, features=stage.features)
     device = one_device(run.original)
     if isinstance(stage, (r.Train, r.Distil, r.Qat)) and stage.precision == "fp16" and device.type != "cuda":
@@ -211,26 +219,31 @@ class _Run:
             raise InputError(f"{self.recipe.model}: gives a {type(given).__name__}; give a model of tensors")
         return given
 
-    def fit(self, module: nn.Module, stage: Any, name: str, objective: Any, sparse: bool) -> list[Epoch]:
-        """Train a stage's module; where weights were set to zero they stay."""
-        held = keep_zeros(module) if sparse else None
-        done = fit(
+    def fit(
+        self, module: nn.Module, stage: Any, name: str, objective: Objective | None, schedule: Schedule | None
+    ) -> list[Epoch]:
+        """Train a stage's module."""
+        return fit(
             module,
             self.batches(),
             epochs=stage.epochs,
             lr=stage.lr,
             precision=stage.precision,
             objective=objective,
+            schedule=schedule,
             checkpoint=self.file(name, ".checkpoint"),
             seed=self.recipe.seed,
             progress=lambda what, count, total: self.progress(f"{name}: {what}", count, total),
         )
-        if held is not None:
-            held.bake()
-        return done
 
-    def taught(self, stage: Any, name: str, **more: Any) -> Any:
-        return distillation(self.original, temperature=stage.temperature, weight=stage.weight, **more)
+    def taught(self, stage: r.Distil | r.Qat) -> Objective:
+        return distillation(
+            self.original,
+            temperature=stage.temperature,
+            weight=stage.weight,
+            features=stage.features,
+            feature_weight=stage.feature_weight,
+        )
 
 
 def _zero_codes(plan: Plan) -> float:
@@ -249,9 +262,24 @@ def _zeros(weights: Sequence[Tensor]) -> float:
 
 
 Ran = tuple[nn.Module, Sequence[Epoch]]
+Schedule = Callable[[float], None]
+Zeros = Callable[[nn.Module, int], Masks]
+"""Puts masks on a module that will be trained for so many epochs."""
 
 
-def _prune(run: _Run, stage: r.Prune, module: nn.Module, name: str, sparse: bool) -> Ran:
+def _keep(module: nn.Module, epochs: int) -> Masks:
+    return keep_zeros(module)
+
+
+def _grow(stage: r.Sparsify, module: nn.Module, epochs: int) -> Masks:
+    assert stage.over is not None
+    over = (0.0, stage.over / epochs)
+    return prune(
+        module, stage.sparsity, pattern=stage.pattern, over=over, across=stage.across, exclude=stage.exclude
+    )
+
+
+def _prune(run: _Run, stage: r.Prune, module: nn.Module, name: str, zeros: Zeros | None) -> Ran:
     data = None
     if stage.importance == "taylor":
         data = list(itertools.islice(run.batches(), stage.batches))
@@ -273,24 +301,43 @@ def _prune(run: _Run, stage: r.Prune, module: nn.Module, name: str, sparse: bool
     return prune_blocks(smaller, example, stage.blocks), ()
 
 
-def _sparsify(run: _Run, stage: r.Sparsify, module: nn.Module, name: str, sparse: bool) -> Ran:
+def _sparsify(run: _Run, stage: r.Sparsify, module: nn.Module, name: str, zeros: Zeros | None) -> Ran:
     prune(module, stage.sparsity, pattern=stage.pattern, across=stage.across, exclude=stage.exclude).bake()
     return module, ()
 
 
-def _train(run: _Run, stage: r.Train, module: nn.Module, name: str, sparse: bool) -> Ran:
-    return module, run.fit(module, stage, name, None, sparse)
+def _train(run: _Run, stage: r.Train, module: nn.Module, name: str, zeros: Zeros | None) -> Ran:
+    return _trained(run, stage, module, name, None, zeros)
 
 
-def _distil(run: _Run, stage: r.Distil, module: nn.Module, name: str, sparse: bool) -> Ran:
-    objective = run.taught(stage, name, features=stage.features, feature_weight=stage.feature_weight)
-    return module, run.fit(module, stage, name, objective, sparse)
+def _distil(run: _Run, stage: r.Distil, module: nn.Module, name: str, zeros: Zeros | None) -> Ran:
+    return _trained(run, stage, module, name, run.taught(stage), zeros)
 
 
-def _qat(run: _Run, stage: r.Qat, module: nn.Module, name: str, sparse: bool) -> Ran:
-    objective = run.taught(stage, name)
+def _trained(
+    run: _Run,
+    stage: r.Train | r.Distil,
+    module: nn.Module,
+    name: str,
+    objective: Objective | None,
+    zeros: Zeros | None,
+) -> Ran:
+    if zeros is None:
+        return module, run.fit(module, stage, name, objective, None)
+    masks = zeros(module, stage.epochs)
+    epochs = run.fit(module, stage, name, objective, masks)
+    masks.bake()
+    return module, epochs
+
+
+def _qat(run: _Run, stage: r.Qat, module: nn.Module, name: str, zeros: Zeros | None) -> Ran:
     student = qat(module, stage.recipe, run.data.first(stage.samples), exclude=stage.exclude)
-    return student, run.fit(student, stage, name, objective, False)
+
+    def freeze(done: float) -> None:
+        if stage.freeze is not None and done >= stage.freeze:
+            student.freeze_ranges()
+
+    return student, run.fit(student, stage, name, run.taught(stage), freeze)
 
 
 _STAGES: dict[str, Callable[..., Ran]] = {
