@@ -10,13 +10,16 @@ from typing import TYPE_CHECKING, Any
 from fewbits.errors import InputError
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
+    from fewbits.modules.compensate import Met
+    from fewbits.modules.running import Call, State
     from fewbits.planning.recipe import Effort, Recipe
 
 
 STEPS: Mapping[Effort, int | None] = {"fast": None, "normal": 60, "high": 300}
 """What is spent on learning all together; None: nothing is learned."""
+ROUNDED_ON = 16  # calls tell what meets a weight
 PACE = 0.2  # of the usual rates: all of a module's weights learn at once
 
 
@@ -45,40 +48,40 @@ def quantize(
         module: in float, on any device.
         recipe: a preset such as ``w8``, ``w4_g128`` or ``w8a8_dynamic``; another format of weights, such as
             ``w3_g64``, ``w_nf4_g64`` or ``w_ternary``; the path of a ``.toml``; or a Recipe.
-        data: samples to calibrate with, for recipes that need them; see :func:`fewbits.compress`. ``w4``, ``w3`` and
-            ``w2`` are much closer with some (without labels): a tensor, a tuple or dict of forward's arguments, or
-            batches of any of these, which may differ in their shapes. Recipes that correct biases (``w4``, ``w3`` and
-            ``w2`` do) estimate the statistics of batch norms anew where outputs come closer by it.
+        data: samples to calibrate with; see :func:`fewbits.compress`. Recipes that ``compensate`` (most do) round
+            weights against it, and ``w4``, ``w3`` and ``w2`` are much closer with some (without labels): a tensor, a
+            tuple or dict of forward's arguments, or batches of any of these, which may differ in their shapes. Recipes
+            that correct biases estimate the statistics of batch norms anew where outputs come closer by it.
         exclude: patterns of layer names or operators to keep in float.
-        effort: of these: ``fast`` rounds weights so that they make up for each other; ``normal`` and ``high`` also
-            learn weights, norms and biases until the module gives what it gave in float, shortly or for long.
+        effort: of recipes that learn: ``fast`` rounds weights so that they make up for each other; ``normal`` and
+            ``high`` also learn weights, norms and biases until the module gives what it gave in float, shortly or for
+            long.
         seed: of the order of batches.
-        progress: called with a stage, what is done of it and how much there is.
+        progress: called with a stage, what is done of it and how much there is. Where learning takes more than some
+            seconds, the stage says so first (``learning takes about 40 s``).
+
+    Returns:
+        The module. :func:`fewbits.look` shows in its ``notes`` what was done otherwise than asked, and why.
 
     Raises:
         InputError: a module that cannot be quantized or is quantized already, a recipe that does not fit it, NaN or
             infinity in a weight (the layer is named), or no data where the recipe needs some.
     """
-    from fewbits.modules.batch_norm import reestimate
-    from fewbits.modules.convert import converted
     from fewbits.modules.half import halved, whole_dtype
     from fewbits.modules.recipes import recipe_for
 
     found = recipe_for(recipe, exclude)
+    if effort not in STEPS:
+        raise InputError(f"effort is {effort!r}; allowed are {', '.join(STEPS)}")
     if found.needs_data:
         return _in_engine(module, found, data)
     dtype = whole_dtype(found)
     if dtype is not None:
         return halved(module, dtype)
-    if data is None:
-        return converted(module, found)
-    coded = _learned(module, found, data, effort, seed, progress) if found.learn else converted(module, found)
-    if found.correct:
-        reestimate(module, coded, data)
-    return coded
+    return _coded(module, found, data, effort, seed, progress)
 
 
-def _learned(
+def _coded(
     module: nn.Module,
     recipe: Recipe,
     data: Any,
@@ -86,24 +89,80 @@ def _learned(
     seed: int,
     progress: Callable[[str, int, int], None],
 ) -> nn.Module:
-    """The module with codes that were found against data."""
+    """The module with codes for weights, found against data where there is some."""
     from dataclasses import replace
+
+    from fewbits.modules.batch_norm import reestimated
+    from fewbits.modules.compensate import share
+    from fewbits.modules.convert import assembled, rounded
+    from fewbits.modules.half import NOTES
+    from fewbits.modules.inputs import calls
+    from fewbits.modules.notes import of_data, of_module, of_norms
+    from fewbits.modules.running import State
+
+    plan = rounded(module, recipe)
+    notes = [*of_module(module, plan)]
+    state = State(module, plan.codes, plan.infos)
+    floats: Mapping[str, Tensor] = {}
+    shared = share(state) if recipe.share else []
+    if data is None:
+        coded = assembled(module, replace(plan, codes=state.codes))
+    else:
+        given = list(calls(data))  # what is an iterator can be read once
+        if recipe.compensate or recipe.learn:
+            floats, met = _against(state, recipe, given, frozenset(shared), effort, seed, progress)
+            notes += of_data(plan, given, met)
+        coded = assembled(module, replace(plan, codes=state.codes), floats)
+        if recipe.correct:
+            notes += of_norms(reestimated(module, coded, given))
+    setattr(coded, NOTES, notes)
+    return coded
+
+
+def _against(
+    state: State,
+    recipe: Recipe,
+    given: Sequence[Call],
+    shared: frozenset[str],
+    effort: Effort,
+    seed: int,
+    progress: Callable[[str, int, int], None],
+) -> tuple[Mapping[str, Tensor], Met]:
+    """Codes in a state rounded and learned against data, in place; new parameters by name, and what was met."""
+    import torch
 
     from fewbits.engines.cpu import cpu
     from fewbits.methods.reconstruction import Spent
-    from fewbits.modules.convert import assembled, rounded
+    from fewbits.modules.compensate import compensate
     from fewbits.modules.learn import learned
+    from fewbits.modules.running import chosen, pieces, quiet
     from fewbits.threads import one_torch_thread
 
-    if effort not in STEPS:
-        raise InputError(f"effort is {effort!r}; allowed are {', '.join(STEPS)}")
-    steps = STEPS[effort]
-    spent = None if steps is None else Spent(steps, pace=PACE)
+    calls = list(pieces(given))
+    if not calls:
+        raise InputError(
+            "there is no data in data; give a tensor, a tuple or dict of arguments, or batches of them"
+        )
+    steps = STEPS[effort] if recipe.learn else None
     narrow = not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(cpu().isa)
-    with one_torch_thread():
-        plan = rounded(module, recipe)
-        found = learned(module, plan.codes, data, spent, narrow=narrow, seed=seed, progress=progress)
-    return assembled(module, replace(plan, codes=found.codes), found.floats)
+    generator = torch.Generator().manual_seed(seed)
+    with one_torch_thread(), quiet(state.module):
+        few = chosen(calls, ROUNDED_ON, generator)
+        met = compensate(state, few, narrow, generator, progress, shared)
+        if steps is None:
+            return {}, met
+        found = learned(
+            state,
+            met,
+            calls,
+            Spent(steps, pace=PACE),
+            fixed=shared,
+            narrow=narrow,
+            generator=generator,
+            progress=progress,
+        )
+    state.codes.update(found.codes)
+    return found.floats, met
 
 
 def _in_engine(module: nn.Module, recipe: Recipe, data: Any) -> nn.Module:

@@ -250,6 +250,20 @@ class LearnedBook:
         return replace(self._q, codes=codes.to(self._q.codes.dtype), codebook=book)
 
 
+class LearnedBookInCells(LearnedBook):
+    """The same, for codes that were chosen to make up for others: learning begins in their cells."""
+
+    def begin(self) -> None:
+        """Move every weight towards where its value lies, and no code changes."""
+        middles, codes = midpoints(self._book), self._q.codes.long()
+        bottom = torch.cat((self._book[:1], middles))[codes]
+        top = torch.cat((middles, self._book[-1:]))[codes]
+        margin = CELL * (top - bottom)
+        with torch.no_grad():
+            values = torch.minimum(torch.maximum(self._values, bottom + margin), top - margin)
+            self.parameters["places"].copy_(values / self._unit)
+
+
 class LearnedStep:
     """An activation on a uniform grid with one step and a fixed zero point.
 

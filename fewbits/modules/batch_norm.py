@@ -6,22 +6,43 @@ section 4.3.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils import _pytree as pytree
 
 from fewbits.modules.inputs import calls
+from fewbits.modules.running import Call, floats_of, quiet
 
 CALLS = 32  # of the data are run at most
 
 
+@dataclass(frozen=True)
+class Reestimated:
+    """How it went: of how many batch norms, and the outputs' squared error with what they had and with what is new.
+
+    ``after`` is None where nothing could be estimated: a call has a single value for a channel.
+    """
+
+    norms: int
+    before: float
+    after: float | None
+
+    def __bool__(self) -> bool:
+        """Whether statistics are new."""
+        return self.after is not None and self.after < self.before
+
+
+def reestimate(original: nn.Module, coded: nn.Module, data: Any) -> Reestimated | None:
+    """:func:`reestimated` on any data; see :func:`fewbits.modules.inputs.calls`."""
+    return reestimated(original, coded, [call for call, _ in zip(calls(data), range(CALLS), strict=False)])
+
+
 @torch.no_grad()
-def reestimate(original: nn.Module, coded: nn.Module, data: Any) -> bool:
+def reestimated(original: nn.Module, coded: nn.Module, given: Sequence[Call]) -> Reestimated | None:
     """Estimate the running mean and variance of every batch norm anew, in place, as the average over calls.
 
     They stay as they were where the module's outputs are no closer to the original's for it, and where a call has a
@@ -30,59 +51,48 @@ def reestimate(original: nn.Module, coded: nn.Module, data: Any) -> bool:
     Args:
         original: in float.
         coded: the same with codes for weights; its modes are left as they were.
-        data: see :func:`fewbits.modules.inputs.calls`.
+        given: calls of forward, of which the first CALLS are run.
 
     Returns:
-        Whether they are new.
+        Whether they are new, and why; None where there are none.
     """
     norms = [one for one in coded.modules() if isinstance(one, _BatchNorm) and one.running_mean is not None]
     if not norms:
-        return False
-    given = [call for call, _ in zip(calls(data), range(CALLS), strict=False)]
-    with _mode(original), _mode(coded):
+        return None
+    given = given[:CALLS]
+    with quiet(original), quiet(coded):
         expected = [_run(original, call) for call in given]
         before = _error(expected, [_run(coded, call) for call in given])
         kept = [(_buffers(one), one.momentum) for one in norms]
+        after = None
         try:
             for one in norms:
                 one.reset_running_stats()
                 one.momentum, one.training = None, True
             for call in given:
                 _run(coded, call)
-            after = None
+            estimated = True
         except ValueError:  # a single value for a channel
-            after = before
+            estimated = False
         for one, (_, momentum) in zip(norms, kept, strict=True):
             one.momentum, one.training = momentum, False
-        if after is None:
+        if estimated:
             after = _error(expected, [_run(coded, call) for call in given])
-        if after < before:
-            return True
+        found = Reestimated(len(norms), before, after)
+        if found:
+            return found
         for one, (buffers, _) in zip(norms, kept, strict=True):
             for name, value in buffers.items():
                 getattr(one, name).copy_(value)
-        return False
+        return found
 
 
 def _buffers(norm: nn.Module) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in norm.named_buffers(recurse=False)}
 
 
-@contextmanager
-def _mode(module: nn.Module) -> Iterator[None]:
-    """In eval, each part of it; as they were behind."""
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, training in modes:
-            part.training = training
-
-
-def _run(module: nn.Module, call: tuple[tuple[Any, ...], dict[str, Any]]) -> list[Tensor]:
-    leaves = pytree.tree_leaves(module(*call[0], **call[1]))
-    return [leaf.float() for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+def _run(module: nn.Module, call: Call) -> list[Tensor]:
+    return [one.float() for one in floats_of(module(*call[0], **call[1]))]
 
 
 def _error(expected: list[list[Tensor]], got: list[list[Tensor]]) -> float:

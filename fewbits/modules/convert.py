@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,8 +18,10 @@ from fewbits.modules.recipes import suited
 from fewbits.modules.survey import Place, Survey, survey
 from fewbits.modules.weight import CodedWeight
 from fewbits.numerics import QTensor
+from fewbits.planning.model_info import WeightInfo
 from fewbits.planning.recipe import Assignment, Recipe, assign
 
+NEXT_TO_NOTHING = 2.0**-100  # any type of scales holds it
 SHOWN = 3  # names of layers left in float for one reason
 LEFT = "fewbits_left_in_float"  # a module's attribute: the names of what stays in float, and why
 
@@ -39,6 +41,12 @@ class Rounded:
     assigned: tuple[Assignment, ...]
     codes: Mapping[str, QTensor]
     left: Mapping[str, str]
+
+    @property
+    def infos(self) -> dict[str, WeightInfo]:
+        """What is known of each weight that has codes, by name."""
+        every = (weight for layer in self.found.info.layers for weight in layer.weights)
+        return {weight.name: weight for weight in reversed([*every]) if weight.name in self.codes}
 
 
 def converted(module: nn.Module, recipe: Recipe, observed: Mapping[str, Observed] | None = None) -> nn.Module:
@@ -76,7 +84,7 @@ def rounded(module: nn.Module, recipe: Recipe) -> Rounded:
             if weight.name in codes:
                 continue
             values = module.get_parameter(weight.name).detach()
-            q = round_weight(values, a.weights, weight.channel_axis, weight.name)
+            q = _silenced(round_weight(values, a.weights, weight.channel_axis, weight.name), values)
             if q.nbytes >= values.nbytes:
                 left[weight.name] = "too small to gain anything"
                 continue
@@ -84,6 +92,14 @@ def rounded(module: nn.Module, recipe: Recipe) -> Rounded:
     if not codes:
         raise InputError(f"recipe {recipe.name!r} leaves every layer of the module in float: {_why(left)}")
     return Rounded(found, assigned, codes, left)
+
+
+def _silenced(q: QTensor, values: Tensor) -> QTensor:
+    """The codes, with next to no step where all values that share it are zero: some formats have no level there."""
+    if q.scale is None or bool(q.dequantize()[values == 0].eq(0).all()):
+        return q
+    silent = (q.layout.split(values) == 0).all(dim=-1).reshape(q.layout.parameter_shape)
+    return replace(q, scale=torch.where(silent, torch.full_like(q.scale, NEXT_TO_NOTHING), q.scale))
 
 
 def assembled(

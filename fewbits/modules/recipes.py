@@ -78,7 +78,8 @@ def _named(name: str) -> Recipe:
     group = row.group_size or (int(match["group"]) if match["group"] else None)
     linear = Scheme(row.name, _shared(row, group), group, range="mse")
     rules = (Rule("linear", linear), Rule("*", INT8_CHANNEL))
-    return Recipe(name, rules, f"weights of linear layers as {linear}; the rest in 8 bits; no data needed")
+    text = f"weights of linear layers as {linear}; the rest in 8 bits; no data needed, closer with some"
+    return Recipe(name, rules, text, compensate=True)
 
 
 def _shared(row: QType, group: int | None) -> Per:

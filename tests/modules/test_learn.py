@@ -61,7 +61,9 @@ def closeness(module, small, images):
         return sqnr(module(images), small(images))
 
 
-@pytest.mark.parametrize(("recipe", "gained", "more"), [("w4", 1.0, 0.5), ("w2", 1.0, 2.0)])
+@pytest.mark.parametrize(
+    ("recipe", "gained", "more"), [("w4", 1.0, 0.5), ("w2", 1.0, 2.0), ("w4_codebook", 5.0, 0.5)]
+)
 def test_each_effort_is_closer_than_the_one_before(trained, recipe, gained, more):
     module, calibration, others = trained
     before = {name: value.clone() for name, value in module.state_dict().items()}
