@@ -50,6 +50,10 @@ FORMS: dict[WeightForm, str] = {
     "widen": "Cast + DequantizeLinear",
     "look_up": "Cast + Gather from a codebook",
 }
+FOLDED = "a folded form saves file, not memory"
+DECODED = (
+    "codebooks are decoded at load, as no engine here multiplies by their codes: that saves file, not memory"
+)
 IN_FRAMEWORK = "for comparison only"
 SHOWN_NAMES = 6  # of what was not tried, in a note; all of them are in a list of their own
 DESCRIBED_SAMPLES = 8  # are run for the error of every layer's output
@@ -386,15 +390,18 @@ def _form_of(plan: Plan, layer: LayerPlan, weight: WeightPlan) -> str:
     if weight.codes is None:
         return f"{weight.scheme.qtype} + Cast"
     if layer.op == "Gather":
-        return "Gather codes, then scale"
+        return "Gather codes, then " + ("scale" if weight.codes.codebook is None else "look up their entries")
     if layer.dynamic:
         return "DynamicQuantizeLSTM" if layer.op == "LSTM" else "MatMulInteger"
     return "QDQ" if layer.static else FORMS[plan.form(layer, weight)]
 
 
 def _folded(file: Written) -> str | None:
+    """What becomes of the weights where an engine unfolds them."""
     form = _form(file) or ""
-    return "a folded form saves file, not memory" if "Cast" in form else None
+    if FORMS["look_up"] in form:
+        return DECODED
+    return FOLDED if "Cast" in form else None
 
 
 def _layers(run: Run, candidate: Candidate, plan: Plan) -> tuple[r.Layer, ...]:

@@ -14,7 +14,7 @@ from fewbits.planning.recipe import PRESETS, assign, read_recipe
 from tests.models.cifar import images, resnet20
 from tests.models.test_network import RESIDUAL
 from tests.stages import sqnr_db, write_files
-from tests.tiny import CONV_BN, Tiny, linear
+from tests.tiny import ATTENTION, CONV_BN, Tiny, linear
 
 TIED = Tiny(
     "g (float[N, 24] x) => (float[N, 24] y) "
@@ -55,12 +55,15 @@ def test_a_real_net_gains_decibels_on_images_it_has_not_seen(shared_data, tmp_pa
     assert after > before + 2
 
 
-@pytest.mark.parametrize("recipe", ["w2a8", "w3a8", "w4a4", "w2", "w4_codebook"])
-def test_learning_is_no_loss_in_any_engine(recipe, tmp_path):
-    feeds = RESIDUAL.samples(64, seed=7)
+@pytest.mark.parametrize(
+    ("recipe", "tiny"),
+    [(name, RESIDUAL) for name in ("w2a8", "w3a8", "w4a4", "w2", "w4_codebook")] + [("w2", ATTENTION)],
+)
+def test_learning_is_no_loss_in_any_engine(recipe, tiny, tmp_path):
+    feeds = tiny.samples(64, seed=7)
     found = []
     for effort in ("fast", "normal"):
-        files = written(RESIDUAL, recipe, tmp_path / effort, effort)
+        files = written(tiny, recipe, tmp_path / effort, effort)
         expected = files.float_outputs(feeds)
         checker = files.checker({name: array[:4] for name, array in feeds.items()})
         for one in files.candidates:

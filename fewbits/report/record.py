@@ -200,7 +200,7 @@ class Candidate(Record):
     weight_form: str | None = None
     """How weights are written: "QDQ", "Cast+Mul", "float16 initializers + Cast"."""
     folded: str | None = None
-    """Set where the engine unfolds the weights at load: "a folded form saves file, not memory"."""
+    """Set where the engine unfolds or decodes the weights at load: "a folded form saves file, not memory"."""
     settings: dict[str, str] = {}
     """The engine's settings that gave the number."""
 

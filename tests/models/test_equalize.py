@@ -170,6 +170,26 @@ def test_uneven_channels_come_much_closer_at_8_bits(tmp_path, engine, rectifier,
     assert min(got[True]) > max(got[False]) + 10
 
 
+def test_high_biases_give_their_range_to_what_varies(tmp_path):
+    tiny = Tiny(
+        SKIPPED.text.replace("c = Conv", "y = Conv").replace("y = Add (b, c)", ""),
+        {name: SKIPPED.weights[name] for name in ("w1", "w2", "b2")},
+        SKIPPED.feeds,
+        {"b1": np.full(8, 100, np.float32)},
+    )
+    path, feeds, got = tiny.save(tmp_path / "m.onnx"), tiny.samples(64), []
+    for equalize in (False, True):
+        place = tmp_path / str(equalize)
+        place.mkdir()
+        recipe = place / "recipe.toml"
+        recipe.write_text(write_recipe(ResolvedRecipe(replace(PRESETS["w8a8"], equalize=equalize))))
+        files = write_files(path, feeds, str(recipe), place, "openvino")
+        mean = (expected := files.float_outputs(feeds))["y"].mean(axis=(0, 2, 3), keepdims=True)
+        found = files.session(files.candidates[0]).run(feeds)
+        got.append(sqnr_db({"y": expected["y"] - mean}, {"y": found["y"] - mean}))
+    assert got[1] > got[0] + 10, got
+
+
 def test_a_depthwise_layer_with_a_dead_channel(tmp_path):
     tiny = net()
 
