@@ -42,12 +42,7 @@ def round_weight(
         channel_axis=None if scheme.per == "tensor" else channel_axis,
         group_size=scheme.group_size,
         symmetric=scheme.symmetric if row.kind == "int" else None,
-        search=search if scheme.range == "mse" else _search(scheme, row),
+        search=search if scheme.range == "mse" else scheme.range,
         name=name,
         **codes,
     )
-
-
-def _search(scheme: Scheme, row: QType) -> str:
-    """Formats that are not of evenly spaced codes have one plain rule each."""
-    return scheme.range if row.kind == "int" else "minmax"

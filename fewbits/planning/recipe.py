@@ -110,8 +110,8 @@ def assign(recipe: Recipe, info: ModelInfo) -> tuple[Assignment, ...]:
 
     Raises:
         InputError: the model has no layer to quantize, or is quantized already; a rule matches no layer (near names
-            are listed); a group size does not divide a layer's axis (every such layer is listed); activations and
-            weights that cannot be multiplied.
+            are listed); a group size does not divide a layer's axis (every such layer is listed); a range that the
+            weights' format has not; activations and weights that cannot be multiplied.
     """
     if info.in_codes and not any(layer.weights for layer in info.layers):
         raise InputError(
@@ -132,6 +132,7 @@ def assign(recipe: Recipe, info: ModelInfo) -> tuple[Assignment, ...]:
         note = _unusable(rule.activations, layer)
         assigned.append(Assignment(layer, rule.weights, None if note else rule.activations, note))
     _check_groups(recipe.name, assigned)
+    _check_ranges(recipe.name, assigned)
     _check_products(recipe.name, assigned)
     return tuple(assigned)
 
@@ -229,6 +230,18 @@ def _check_groups(recipe: str, assigned: Iterable[Assignment]) -> None:
             f"recipe {recipe!r}: the group size does not divide the summed axis of {len(bad)} "
             f"layer{'s' if len(bad) > 1 else ''}: "
             f"{', '.join(bad)}; use a size that divides them, or keep them in float with --exclude"
+        )
+
+
+def _check_ranges(recipe: str, assigned: Iterable[Assignment]) -> None:
+    """Formats whose levels are not evenly spaced have one plain rule each, and one of least error."""
+    for a in assigned:
+        scheme = a.weights
+        if scheme is None or scheme.range in ("minmax", "mse") or find(scheme.qtype).kind == "int":
+            continue
+        raise InputError(
+            f"recipe {recipe!r}: layer {a.layer.name!r} gets {scheme.qtype} weights by range {scheme.range!r}, which "
+            "is for evenly spaced codes; write range = 'minmax' or 'mse'"
         )
 
 

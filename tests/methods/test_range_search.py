@@ -1,17 +1,22 @@
 """Clipping ranges, against every range of a grid, tried one by one on the values themselves."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from fewbits.errors import InputError
 from fewbits.methods.range_search import entropy, minmax, mse, percentile, search, squared_error
-from fewbits.planning.scheme import RANGE_KINDS
+from fewbits.methods.rounding import round_weight
+from fewbits.planning.recipe import Recipe, Rule, assign
+from fewbits.planning.scheme import RANGE_KINDS, Scheme
 from fewbits.planning.stats import Histogram, HistogramBuilder
+from tests.planning.layers import info, layer
 
 FRACTIONS = np.linspace(0.125, 1, 36)  # every fourth of those that the search tries
 DRAWS = {
@@ -171,3 +176,30 @@ def test_entropy_diverges_no_more_than_the_best_of_all_ranges(name, levels):
 def test_a_kind_for_weights_alone():
     with pytest.raises(InputError, match="'half_quadratic' is for weights"):
         search("half_quadratic", histogram_of(np.ones(50, np.float32)), 256)
+
+
+# --- of weights, channel by channel -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("length", [1000, 30_000])
+def test_percentiles_of_channels_are_those_of_numpy(length):
+    draw = np.random.default_rng(0)
+    weight = (draw.standard_t(3, (6, length)) * np.logspace(-2, 2, 6)[:, None]).astype(np.float32)
+    scheme = Scheme("uint8", "channel", symmetric=False, range="percentile")
+    found = round_weight(torch.from_numpy(weight), scheme, 0, "w")
+    low, high = np.percentile(weight.astype(float), [0.005, 99.995], axis=1)
+    np.testing.assert_allclose(found.scale, (high - low) / 255, rtol=1e-4)
+    whole = round_weight(torch.from_numpy(weight), replace(scheme, range="minmax"), 0, "w")
+    assert (found.scale < whole.scale).all()
+
+
+@pytest.mark.parametrize("kind", ["percentile", "entropy"])
+@pytest.mark.parametrize("qtype", ["codebook4", "ternary", "binary"])
+def test_ranges_of_evenly_spaced_codes_alone(qtype, kind):
+    scheme = Scheme(qtype, range=kind)
+    with pytest.raises(
+        InputError, match=f"'fc' gets {qtype} weights by range '{kind}', .*write range = 'minmax' or 'mse'"
+    ):
+        assign(Recipe("mine", (Rule("*", scheme),)), info(layer("fc")))
+    with pytest.raises(InputError, match=f"'{kind}' is of int and uint rows"):
+        round_weight(torch.ones(4, 4), scheme, 0, "w")
