@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -234,7 +235,7 @@ class Learnable:
             if activation is not None:
                 weight, bias = with_bias(info, weight, values, activation, self._plan.target)
             elif info.bias is not None:
-                bias = BiasPlan(info.bias, values, None)
+                bias = BiasPlan(info.bias, values.astype(np.float32), None)
         return replace(layer, weights=(weight, *layer.weights[1:]), bias=bias)
 
 

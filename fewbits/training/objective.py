@@ -12,7 +12,7 @@ from torch.nn import functional
 from fewbits.errors import InputError
 
 Objective = Callable[[nn.Module, Any, Any], Tensor]
-"""Called with the module, the inputs and the targets of a batch; gives a scalar with gradients."""
+"""Called with the module, the inputs and the targets of a batch (None without); gives a scalar with gradients."""
 
 Loss = Callable[[Any, Any], Tensor]
 """Called with what a module gave and the targets."""

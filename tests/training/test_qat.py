@@ -61,6 +61,8 @@ def test_shared_values_are_trained(digits, tmp_path):
     for before, after in books:
         assert len(after) <= 16
         assert not torch.equal(before, after)
+    wide = student.double().export(tmp_path / "wide.onnx")
+    assert wide.read_bytes() == path.read_bytes()
 
 
 PER_TENSOR = Recipe("per tensor", (Rule("*", Scheme("int8"), Scheme("uint8", symmetric=False)),))
