@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from fewbits import __version__
+from fewbits import __version__, npz
 from fewbits.compress import Result
 from fewbits.contest import spelled_out
 from fewbits.describe import machine
@@ -61,6 +61,7 @@ def train(
             raise InputError(
                 f"recipe {path}: {field}: {given}: no such file; give an .npz, arrays named like the model's inputs"
             )
+    npz.shapes(Path(wanted.eval))  # whether it can be read, before hours of training
     folder = unfinished(place)
     finished = run_stages(wanted, folder, progress)
     with replacing(place) as made:

@@ -36,6 +36,10 @@ def net():
     module = DigitsNet()
     module.load_state_dict(torch.load("net.pt"))
     return module.eval()
+
+class Choosing(DigitsNet):
+    def forward(self, image):
+        return super().forward(image if image.sum() > 0 else -image)
 """
 RECIPE = """
 model = "digits_nets:net"
@@ -231,7 +235,12 @@ def test_channels_go_step_by_step_weights_epoch_by_epoch_and_ranges_freeze(tmp_p
         shares.append(seen[-1])
         return freeze_ranges(student)
 
+    def written(module, arch, data, eval, folder):
+        (folder / "m.onnx").touch()
+        return folder / "m.onnx", None
+
     monkeypatch.setattr(QatModule, "freeze_ranges", freeze)
+    monkeypatch.setattr("fewbits.training.pipeline.open_source", written)  # files are not what this is about
     with pytest.raises(KeyboardInterrupt):
         run_stages(recipe, tmp_path, progress)
     assert shares == [pytest.approx(1 - 0.5 * (1 - 0.5**3), abs=0.01)], "half way to half, fast at first"
@@ -313,6 +322,8 @@ def test_training_data_that_is_wrong_is_one_line(place, monkeypatch, capsys, arr
     ("old", "new", "said"),
     [
         ('net"', 'nothing"', "digits_nets:nothing: .* has no 'nothing'"),
+        ('net"', 'Choosing"', "Choosing: what its forward does depends on the values of its input .*"),
+        ("test.npz", "damaged.npz", r"damaged.npz: not an .npz file \(File is not a zip file\); .*"),
         ("w4a8", "w9a9", "stage '4 qat': recipe 'w9a9': not a preset and not a .toml file; .*"),
         (
             "epochs = 2",
@@ -324,6 +335,7 @@ def test_training_data_that_is_wrong_is_one_line(place, monkeypatch, capsys, arr
 )
 def test_what_needs_no_training_is_said_before_any(place, monkeypatch, capsys, old, new, said):
     Path("small.toml").write_text(RECIPE.replace(old, new, 1))
+    Path("damaged.npz").write_bytes(Path("test.npz").read_bytes()[:500])
     code, line = command(monkeypatch, capsys, "small.toml")
     assert code == 2 and re.fullmatch(f"fewbits: {said}", line), line
     assert not list(place.glob("small-fewbits*"))

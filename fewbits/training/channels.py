@@ -17,7 +17,7 @@ from fewbits.errors import InputError
 from fewbits.named import describe
 from fewbits.training.dependencies import FIXED, Dependencies, Place, walk
 from fewbits.training.loop import moved
-from fewbits.training.objective import Objective, call, supervised
+from fewbits.training.objective import Objective, call, split, supervised
 from fewbits.training.quantized import refuse_quantized
 
 Importance = Literal["l2", "taylor"]
@@ -207,9 +207,9 @@ def _taylor(
     total = {name: torch.zeros_like(value, dtype=torch.float32) for name, value in parameters.items()}
     device = next(iter(parameters.values())).device
     count = 0
-    for inputs, targets in data:
+    for batch in data:
         module.zero_grad()
-        objective(module, moved(inputs, device), moved(targets, device)).backward()
+        objective(module, *split(moved(batch, device))).backward()
         for name, value in parameters.items():
             if value.grad is not None:
                 total[name] += (value.detach() * value.grad).float().square()

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fewbits.errors import InputError
+from fewbits.errors import FewbitsError, InputError
 from fewbits.models.torch.factory import make
 from fewbits.named import describe
 from fewbits.planning import training_recipe as r
@@ -87,9 +87,15 @@ def run_stages(recipe: r.TrainingRecipe, folder: Path, progress: Progress) -> li
     for name, stage in stages.items():
         with _named(name):
             _check(run, stage)
+    new = not folder.exists()
     folder.mkdir(exist_ok=True)
     go_on_in(folder, recipe, original)
-    module, finished = original, [run.finish("original", "original", original, 0.0)]
+    try:
+        module, finished = original, [run.finish("original", "original", original, 0.0)]
+    except FewbitsError:
+        if new:
+            shutil.rmtree(folder)
+        raise
     zeros: Zeros | None = None
     blocks = list[str]()
     for name, stage in stages.items():

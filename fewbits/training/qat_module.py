@@ -39,6 +39,7 @@ from fewbits.training.fake_quantize import (
     pruned,
 )
 from fewbits.training.loop import one_device
+from fewbits.training.quantized import refuse_quantized
 
 if TYPE_CHECKING:
     from fewbits.models.torch.structure import Structure
@@ -86,6 +87,7 @@ def qat(
         )
     device = torch.device("cpu")
     if isinstance(module, nn.Module):
+        refuse_quantized(module)
         device = one_device(module)
         module = module if device.type in ("cpu", "meta") else copy.deepcopy(module).cpu()
     if data is None:

@@ -24,7 +24,13 @@ def student():
 
 
 @pytest.mark.parametrize(
-    "refuse", [lambda one: prune(one, 0.5), keep_zeros, lambda one: prune_channels(one, X, macs=0.5)]
+    "refuse",
+    [
+        lambda one: prune(one, 0.5),
+        keep_zeros,
+        lambda one: prune_channels(one, X, macs=0.5),
+        lambda one: qat(one, "w8a8", X.numpy()),
+    ],
 )
 def test_modules_of_codes(refuse, student, capfd):
     for module, said in (
