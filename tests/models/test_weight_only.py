@@ -7,11 +7,13 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+import fewbits as fb
 from fewbits.errors import InputError
 from fewbits.planning.recipe import PRESETS, ResolvedRecipe, read_recipe, write_recipe
 from fewbits.planning.scheme import Scheme
+from fewbits.report.record import Report
 from tests.stages import sqnr_db, write_files
-from tests.tiny import Tiny
+from tests.tiny import EMBEDDING, Tiny
 
 NET = Tiny(
     """g (float[N, 128] x) => (float[N, 128] y) {
@@ -136,3 +138,27 @@ def test_weights_in_groups_make_up_for_each_other(tmp_path, name):
     )
     assert compensated > plain + 3
     assert PRESETS[name].compensate and not PRESETS[name].needs_data
+
+
+def test_the_report_says_how_codebooks_are_written_and_why(tmp_path, short_measuring):
+    """A table's rows are looked up; what is multiplied is decoded when the file is loaded."""
+    recipe = tmp_path / "recipe.toml"
+    found = replace(PRESETS["w4_codebook"], name="mine", rules=PRESETS["w4_codebook"].rules[-1:], learn=False)
+    recipe.write_text(write_recipe(ResolvedRecipe(found)), encoding="utf-8")
+    path = EMBEDDING.save(tmp_path / "m.onnx")
+    fb.compress(
+        path,
+        EMBEDDING.samples(16),
+        recipe=str(recipe),
+        engine="openvino",
+        threads=1,
+        max_drop="100%",
+        prefer="size",
+        out=tmp_path / "out",
+    )
+    report = Report.from_json((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
+    written = next(one for one in report.candidates if one.name == report.chosen)
+    assert written.weight_form == "Cast + Gather from a codebook, Gather codes, then look up their entries"
+    why = "codebooks are decoded at load, as no engine here multiplies by their codes: that saves file, not memory"
+    assert written.folded == why
+    assert why in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
