@@ -368,7 +368,7 @@ def _uncompensated(layer: LayerInfo, q: QTensor) -> str | None:
     if layer.kind == "conv" and len(layer.weights[0].shape) > 4:
         return "a convolution has more than two axes of space"
     if layer.kind not in ("conv", "linear") or (layer.kind == "conv" and layer.geometry is None):
-        return f"what a {layer.op} multiplies is not kept"
+        return f"inputs of such a {layer.op} are not kept"
     if q.zero_point is not None or q.free_zero_point is not None:
         return "codes have a zero point"
     return "codes are signs" if q.qtype.kind == "binary" else None
@@ -422,9 +422,9 @@ def _compensate(
         if columns <= SEARCHED_COLUMNS:
             floor = find_floor(rows[0], seen[0], steps[0], (low, high), noise, centered)
         moments = [second_moment(x, centered) for x in seen]
-        means = [x.mean(dim=0) if centered else torch.zeros(columns) for x in seen]
         short = any(
-            undetermined(one + mean * mean[:, None]) for one, mean in zip(moments, means, strict=True)
+            undetermined(moment + torch.outer(x.mean(dim=0), x.mean(dim=0)) if centered else moment)
+            for x, moment in zip(seen, moments, strict=True)
         )
         codes = torch.stack(
             [

@@ -175,16 +175,17 @@ def test_protection_without_data(tmp_path, short_measuring):
     assert told in found.report.notes
 
 
-@pytest.mark.parametrize(("tiny", "names"), [(LINEAR, "Gemm_0"), (DEPTHWISE, "Conv_0")])
-@pytest.mark.parametrize("recipe", ["w8", "w8a8"])
-def test_inputs_that_hang_together(tmp_path, tiny, names, recipe):
+@pytest.mark.parametrize(
+    ("tiny", "recipe", "name"), [(LINEAR, "w8", "Gemm_0"), (DEPTHWISE, "w8a8", "Conv_0")]
+)
+def test_inputs_that_hang_together(tmp_path, tiny, recipe, name):
     """More rows than inputs, but each of them a sum of three."""
     draw = np.random.default_rng(0)
     shape = tiny.feeds["x"][0]
     few = draw.standard_normal((300, *shape[1:], 3)) @ draw.standard_normal((3, shape[0]))
     feeds = {"x": np.moveaxis(few, -1, 1).astype(np.float32)}
     _, notes = told(tiny.save(tmp_path / "m.onnx"), feeds, tmp_path, recipe)
-    assert names in notes.split("or inputs that hang together")[1]
+    assert name in notes.split("or inputs that hang together")[1]
     (tmp_path / "whole").mkdir()
     _, notes = told(tmp_path / "m.onnx", tiny.samples(300), tmp_path / "whole", recipe)
     assert "hang together" not in notes
