@@ -67,7 +67,8 @@ def quantize(
         InputError: a module that cannot be quantized or is quantized already, a recipe that does not fit it, NaN or
             infinity in a weight (the layer is named), or no data where the recipe needs some.
     """
-    from fewbits.modules.half import halved, whole_dtype
+    from fewbits.modules.half import NOTES, halved, whole_dtype
+    from fewbits.modules.notes import of_recipe
     from fewbits.modules.recipes import recipe_for
 
     found = recipe_for(recipe, exclude)
@@ -77,7 +78,9 @@ def quantize(
         return _in_engine(module, found, data)
     dtype = whole_dtype(found)
     if dtype is not None:
-        return halved(module, dtype)
+        narrow = halved(module, dtype)
+        getattr(narrow, NOTES).extend(of_recipe(found, data is not None))
+        return narrow
     return _coded(module, found, data, effort, seed, progress)
 
 
@@ -92,21 +95,25 @@ def _coded(
     """The module with codes for weights, found against data where there is some."""
     from dataclasses import replace
 
+    from fewbits.modules.analytic import corrected
     from fewbits.modules.batch_norm import reestimated
     from fewbits.modules.compensate import share
     from fewbits.modules.convert import assembled, rounded
     from fewbits.modules.half import NOTES
     from fewbits.modules.inputs import calls
-    from fewbits.modules.notes import of_data, of_module, of_norms
+    from fewbits.modules.notes import of_data, of_module, of_norms, of_recipe
     from fewbits.modules.running import State
 
     plan = rounded(module, recipe)
-    notes = [*of_module(module, plan)]
+    notes = [*of_recipe(recipe, data is not None), *of_module(module, plan)]
     state = State(module, plan.codes, plan.infos)
     floats: Mapping[str, Tensor] = {}
     shared = share(state) if recipe.share else []
     if data is None:
-        coded = assembled(module, replace(plan, codes=state.codes))
+        if recipe.correct:
+            floats, why = corrected(module, state.codes)
+            notes += [] if why is None else [why]
+        coded = assembled(module, replace(plan, codes=state.codes), floats)
     else:
         given = list(calls(data))  # what is an iterator can be read once
         if recipe.compensate or recipe.learn:

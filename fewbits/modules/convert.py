@@ -108,15 +108,16 @@ def assembled(
     floats: Mapping[str, Tensor] | None = None,
     observed: Mapping[str, Observed] | None = None,
 ) -> nn.Module:
-    """A copy of a module with codes for weights, and other numbers in parameters by name."""
+    """A copy of a module with codes for weights, and other numbers in parameters and buffers by name."""
     coded = {}
     for name, q in plan.codes.items():
         products = _products(name, plan.assigned, observed or {})
         coded[name] = CodedWeight.of(q, module.get_parameter(name).dtype, products)
     result = _copied(module, plan.found, coded)
+    held = {**dict(result.named_parameters()), **dict(result.named_buffers())}
     with torch.no_grad():
         for name, value in (floats or {}).items():
-            result.get_parameter(name).copy_(value)
+            held[name].copy_(value)
     setattr(result, LEFT, dict(plan.left))
     return result
 

@@ -12,9 +12,21 @@ from fewbits.modules.batch_norm import Reestimated
 from fewbits.modules.compensate import Met
 from fewbits.modules.convert import Rounded
 from fewbits.modules.running import Call, samples_of
+from fewbits.planning.recipe import Recipe
 
 SHOWN = 3  # weights by name
-INSTEAD = "fb.compress(module, data, recipe=...) exports the module and does"
+
+
+def of_recipe(recipe: Recipe, has_data: bool) -> Iterator[str]:
+    """What of a recipe does nothing to a module in place."""
+    for switch in ("smooth", "protect", "equalize"):
+        if getattr(recipe, switch):
+            yield (
+                f"the recipe's {switch} was not applied: it moves factors between layers, for which a module in place "
+                "has no room; fb.compress(module, data, recipe=...) does it"
+            )
+    if has_data and not (recipe.compensate or recipe.learn or recipe.correct):
+        yield "the data was not used: the recipe neither compensates nor learns nor corrects"
 
 
 def of_module(module: nn.Module, plan: Rounded) -> Iterator[str]:

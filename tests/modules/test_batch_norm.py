@@ -58,3 +58,19 @@ def test_without_data_or_with_nothing_to_estimate_from_they_stay(data):
     assert torch.equal(coded[1].running_mean, module[1].running_mean)
     assert torch.equal(coded[7].running_var, module[7].running_var)
     assert torch.equal(coded[7].num_batches_tracked, module[7].num_batches_tracked)
+
+
+@pytest.mark.parametrize("biased", [True, False])
+def test_without_data_biases_make_up_for_what_rounding_does_to_means(biased):
+    """Or the means of the norms behind, where there is no bias; by what the norms before say of a layer's input."""
+    module = net()
+    if not biased:
+        for part in module:
+            if isinstance(part, nn.Conv2d):
+                part.bias = None
+    plain, found = (fb.quantize(module, replace(PLAIN, correct=correct)) for correct in (False, True))
+    assert error(module, found) < error(module, plain) / 2
+    changed = {
+        name for name, value in plain.state_dict().items() if not torch.equal(value, found.state_dict()[name])
+    }
+    assert changed == ({"3.bias", "6.bias"} if biased else {"4.running_mean", "7.running_mean"})

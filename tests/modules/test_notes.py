@@ -83,3 +83,14 @@ def test_batch_norms(data, words):
     assert any(
         words in note for note in notes(convolutions(), Recipe(**{**vars(PLAIN), "correct": True}), data)
     )
+
+
+@pytest.mark.parametrize("switch", ["smooth", "protect", "equalize"])
+def test_switches_that_a_module_in_place_has_no_room_for(switch):
+    told = notes(nn.Linear(64, 48), Recipe("own", UINT4.rules, **{switch: True}), None)
+    assert len(told) == 1 and f"the recipe's {switch} was not applied" in told[0] and "fb.compress" in told[0]
+
+
+@pytest.mark.parametrize("recipe", ["w4_g64_hqq", "bf16"])
+def test_data_that_is_not_used(recipe):
+    assert "the data was not used" in notes(nn.Linear(64, 48), recipe, torch.randn(8, 64))[0]
