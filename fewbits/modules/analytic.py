@@ -58,7 +58,8 @@ def corrected(module: nn.Module, codes: Mapping[str, QTensor]) -> tuple[dict[str
         inputs = layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels
         if len(mean) != inputs:
             continue
-        shift = analytic_shift(*(_grouped(one, inputs) for one in (layer.weight, q.dequantize())), mean)
+        before, after = (grouped(one.float(), inputs) for one in (layer.weight, q.dequantize()))
+        shift = analytic_shift(before, after, mean)
         if layer.bias is not None:
             found[f"{node.target}.bias"] = layer.bias + shift.to(layer.bias)
         elif (norm := _norm_behind(module, node)) is not None and called[norm] == 1:
@@ -67,18 +68,12 @@ def corrected(module: nn.Module, codes: Mapping[str, QTensor]) -> tuple[dict[str
     return found, None
 
 
-def _grouped(weight: Tensor, inputs: int) -> Tensor:
-    """A weight, [m, inputs / groups, ...], as :func:`analytic_shift` takes it."""
-    return grouped(weight.float(), inputs)
-
-
 def _norm(module: nn.Module, node: object) -> _BatchNorm | None:
     """The batch norm that a node calls, if it has known statistics."""
     if not isinstance(node, fx.Node) or node.op != "call_module":
         return None
     found = module.get_submodule(str(node.target))
-    known = isinstance(found, _BatchNorm) and found.running_mean is not None
-    return found if known else None
+    return found if isinstance(found, _BatchNorm) and found.running_mean is not None else None
 
 
 def _mean_before(module: nn.Module, node: object) -> Tensor | None:
