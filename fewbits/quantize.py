@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 STEPS: Mapping[Effort, int | None] = {"fast": None, "normal": 60, "high": 300}
 """What is spent on learning all together; None: nothing is learned."""
+HELD = 128  # calls of the data are looked at where nothing is learned
 ROUNDED_ON = 16  # calls tell what meets a weight
 PACE = 0.2  # of the usual rates: all of a module's weights learn at once
 
@@ -94,6 +95,7 @@ def _coded(
 ) -> nn.Module:
     """The module with codes for weights, found against data where there is some."""
     from dataclasses import replace
+    from itertools import islice
 
     from fewbits.modules.analytic import corrected
     from fewbits.modules.batch_norm import reestimated
@@ -115,7 +117,9 @@ def _coded(
             notes += [] if why is None else [why]
         coded = assembled(module, replace(plan, codes=state.codes), floats)
     else:
-        given = list(calls(data))  # what is an iterator can be read once
+        # What is an iterator can be read once, and only learning is worth holding all of it.
+        most = None if recipe.learn and STEPS[effort] is not None else HELD
+        given = list(islice(calls(data), most))
         if recipe.compensate or recipe.learn:
             floats, met = _against(state, recipe, given, frozenset(shared), effort, seed, progress)
             notes += of_data(plan, given, met)

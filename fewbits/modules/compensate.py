@@ -176,7 +176,9 @@ class _Watch(TorchFunctionMode):
                 if len(some):
                     found = patches(some, kernel, geometry)
                     assert found is not None
-                    _sum(self.moments, name, half, found[:, :: max(1, found.shape[1] * count // MAX_PATCHES)])
+                    # An odd distance does not fall in step with the rows of an image.
+                    some_of = found[:, :: found.shape[1] * count // MAX_PATCHES | 1]
+                    _sum(self.moments, name, half, some_of)
 
 
 def _geometry(given: Mapping[str, Any], kernel: Sequence[int]) -> ConvGeometry:
