@@ -144,7 +144,9 @@ class LearnedLevels:
         )
         margin = CELL * float(levels.diff().min())
         places = q.layout.split(values) / self._step
-        places = torch.minimum(torch.maximum(places, bottom[codes] + margin), top[codes] - margin)
+        places = torch.minimum(
+            torch.maximum(places, bottom[codes] + margin), top[codes] - margin
+        ).contiguous()
         self.parameters = {
             "places": places.requires_grad_(),
             "stretch": torch.zeros_like(self._step).requires_grad_(),

@@ -58,7 +58,7 @@ class State:
 
     def rows(self, name: str, tensor: Tensor) -> Tensor:
         """A tensor in a weight's shape as [channels, columns]."""
-        return tensor.movedim(self.infos[name].channel_axis, 0).flatten(1)
+        return tensor.movedim(self.infos[name].channel_axis, 0).flatten(1).contiguous()
 
     def shaped(self, name: str, rows: Tensor) -> Tensor:
         """The inverse: [channels, columns] in the weight's shape."""

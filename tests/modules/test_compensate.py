@@ -120,6 +120,13 @@ def test_data_that_can_be_read_once_and_a_caller_without_gradients():
     assert torch.equal(once(x), again(x))
 
 
+def test_weights_that_lie_turned_learn_too(monkeypatch):
+    monkeypatch.setitem(fb.quantize.__globals__["STEPS"], "normal", 2)
+    module = nn.Sequential(Conv1D(40, 48), nn.ReLU(), Conv1D(16, 40))
+    small = fb.quantize(module, "w4", inputs((5, 48), 0))
+    assert closeness(module, small, inputs((5, 48), 1)) > 15
+
+
 def test_how_long_learning_takes_is_said(monkeypatch):
     from fewbits.modules import learn
 
