@@ -108,12 +108,11 @@ def run_stages(recipe: r.TrainingRecipe, folder: Path, progress: Progress) -> li
             progress(name, 0, 0)
             torch.manual_seed(recipe.seed)
             start = time.perf_counter()
-            before = copy.deepcopy(module)
             with _named(name):
-                module, epochs = _STAGES[stage.kind](run, stage, before, name, zeros)
+                module, epochs = _STAGES[stage.kind](run, stage, copy.deepcopy(module), name, zeros)
                 # Epochs of an interrupted run are not run again, and count too.
                 seconds = max(time.perf_counter() - start, sum(one.seconds for one in epochs))
-                done = run.finish(stage.kind, name, module, seconds, before)
+                done = run.finish(stage.kind, name, module, seconds, finished[-1])
         elif stage.kind != "qat":
             fewer = prune_blocks(original, run.example(), blocks)
             module = load_smaller(fewer, run.state(name))
@@ -169,32 +168,31 @@ class _Run:
         return Finished(**{**told, "path": self.file(name, ".onnx")})
 
     def finish(
-        self, kind: str, name: str, module: nn.Module, seconds: float, before: nn.Module | None = None
+        self, kind: str, name: str, module: nn.Module, seconds: float, before: Finished | None = None
     ) -> Finished:
-        """Write a stage's file and state; it is finished with the last of them, which is whole or not there."""
+        """Write a stage's file and state; it is finished with the last of them, which is whole or not there.
+
+        All but ``prune`` have the size of the stage before.
+        """
         found = self.finished(name)
         if found is not None:
             return found
-        path, counted = self.file(name, ".onnx"), module
+        path = self.file(name, ".onnx")
         if isinstance(module, QatModule):
-            assert before is not None
             module.export(path)
-            counted, sparsity = before, _zero_codes(module.plan)
+            sparsity = _zero_codes(module.plan)
         else:
             with tempfile.TemporaryDirectory(prefix="fewbits-") as scratch:
                 written, _ = open_source(module, None, self.data.first(EXAMPLES), None, Path(scratch))
                 shutil.move(written, path)
             write_whole(self.file(name, ".pt"), lambda part: torch.save(module.state_dict(), part))
             sparsity = _zeros([one.weight for one in module.modules() if isinstance(one, Layer)])
-        done = Finished(
-            kind,
-            name,
-            path,
-            seconds,
-            count_macs(counted, self.example()),
-            sum(one.numel() for one in counted.parameters()),
-            sparsity,
-        )
+        if before is None or kind == "prune":
+            macs = count_macs(module, self.example())
+            parameters = sum(one.numel() for one in module.parameters())
+        else:
+            macs, parameters = before.macs, before.parameters
+        done = Finished(kind, name, path, seconds, macs, parameters, sparsity)
         text = json.dumps({**asdict(done), "path": path.name})
         write_whole(self.file(name, ".json"), lambda part: part.write_text(text))
         with suppress(FileNotFoundError):
