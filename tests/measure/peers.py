@@ -42,6 +42,6 @@ def never_idle():
             hashlib.sha256(zeros)  # without the interpreter's lock
 
     zeros = bytes(1 << 20)
-    for _ in range(4):  # one alone may have to wait for a whole moment where others work too
+    for _ in range(16):  # one alone may have to wait for a whole moment where others work too
         threading.Thread(target=spin, daemon=True).start()
     return lambda: time.sleep(0.001)
