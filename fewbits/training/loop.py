@@ -87,10 +87,7 @@ def fit(
             submodule that gave such a number).
     """
     device = one_device(module)
-    if precision not in get_args(Precision):
-        raise InputError(f"precision is {precision!r}; allowed are {', '.join(get_args(Precision))}")
-    if precision == "fp16" and device.type != "cuda":
-        raise InputError("precision is 'fp16', which trains on CUDA; on a CPU take 'bf16'")
+    check_precision(precision, device)
     if epochs < 1:
         raise InputError(f"epochs is {epochs}; give 1 or more")
     objective = objective or supervised()
@@ -149,6 +146,14 @@ def fit(
             state.save(Path(checkpoint), done)
     module.eval()
     return done
+
+
+def check_precision(precision: str, device: torch.device) -> None:
+    """Raises InputError where it is none, or one that does not train on such a device."""
+    if precision not in get_args(Precision):
+        raise InputError(f"precision is {precision!r}; allowed are {', '.join(get_args(Precision))}")
+    if precision == "fp16" and device.type != "cuda":
+        raise InputError("precision is 'fp16', which trains on CUDA; on a CPU take 'bf16'")
 
 
 _DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

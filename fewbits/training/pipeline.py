@@ -29,7 +29,7 @@ from fewbits.training.blocks import prune_blocks
 from fewbits.training.channels import beside, count_macs, load_smaller, prune_channels
 from fewbits.training.data import Batches, TrainingData, read_training_data
 from fewbits.training.distil import distillation
-from fewbits.training.loop import Epoch, fit, one_device
+from fewbits.training.loop import Epoch, check_precision, fit, one_device
 from fewbits.training.masks import Layer, Masks, keep_zeros, prune
 from fewbits.training.objective import Objective, call, first
 from fewbits.training.qat_module import QatModule, qat
@@ -134,9 +134,8 @@ def _check(run: _Run, stage: r.Stage) -> None:
         read_recipe(stage.recipe)
     if isinstance(stage, (r.Distil, r.Qat)):
         distillation(run.original, features=stage.features)
-    device = one_device(run.original)
-    if isinstance(stage, (r.Train, r.Distil, r.Qat)) and stage.precision == "fp16" and device.type != "cuda":
-        raise InputError(f"precision is 'fp16', which trains on CUDA; on {device} take 'bf16'")
+    if isinstance(stage, (r.Train, r.Distil, r.Qat)):
+        check_precision(stage.precision, one_device(run.original))
 
 
 @contextmanager

@@ -159,7 +159,9 @@ def test_runs_on_codes_and_computes_what_the_plan_says(op, recipe, tmp_path):
     fixed = None not in row.shape
     feeds = {"x": np.random.default_rng(0).standard_normal((16, *IMAGE)).astype(np.float32)}
     files = write_files(built.save(tmp_path / "net.tflite"), feeds, recipe, tmp_path)
-    assert not [note for note in files.run.notes if "do not make up for each other's errors" not in note]
+    # Of the operators here only this one is a layer whose inputs compensation would need, and does not keep.
+    alone = "weights do not make up for each other's errors where inputs of such a TRANSPOSE_CONV are not kept: out0"
+    assert files.run.notes == ([alone] if op == "TRANSPOSE_CONV" else [])
     (one,) = files.candidates
     part = {"x": feeds["x"][:1]} if fixed else feeds
     expected, got = files.float_outputs(part), files.session(one).run(part)
