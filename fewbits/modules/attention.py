@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
 
 def multi_head_attention(
@@ -99,3 +102,19 @@ def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
         if mask.dtype == torch.bool
         else mask
     )
+
+
+class Watch(TorchFunctionMode):
+    """Shows every torch function to :meth:`called`, and of attention the functions that it is made of."""
+
+    @abstractmethod
+    def called(self, func: Callable, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """What the function gives; torch functions that are called in here are not shown."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is not functional.multi_head_attention_forward:
+            return self.called(func, args, kwargs)
+        with self:
+            result = multi_head_attention(*args, **kwargs)
+        return func(*args, **kwargs) if result is NotImplemented else result

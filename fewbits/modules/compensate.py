@@ -19,12 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.overrides import TorchFunctionMode
 
 from fewbits.methods.codebook import with_one_codebook, with_weighted_codebook
 from fewbits.methods.gptq import FLOOR, best_floor, compensated, damped
 from fewbits.methods.patches import MAX_PATCHES, patches
-from fewbits.modules.attention import multi_head_attention
+from fewbits.modules.attention import Watch
 from fewbits.modules.functional import FUNCTIONS
 from fewbits.modules.running import Call, Enough, Progress, State, floats_of, precision
 from fewbits.numerics import QTensor
@@ -107,7 +106,7 @@ def has_book(q: QTensor) -> bool:
 
 
 @dataclass
-class _Watch(TorchFunctionMode):
+class _Weights(Watch):
     """Looks at what meets weights; ``names`` of the tensors that stand for them, by id.
 
     Attributes:
@@ -130,12 +129,7 @@ class _Watch(TorchFunctionMode):
     def __post_init__(self) -> None:
         super().__init__()
 
-    def __torch_function__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func is functional.multi_head_attention_forward:
-            with self:
-                result = multi_head_attention(*args, **kwargs)
-            return func(*args, **kwargs) if result is NotImplemented else result
+    def called(self, func: Callable, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         name = self._name(func, args, kwargs)
         if name is None:
             if getattr(func, "__name__", "") != "__get__":  # which asks for a shape, not for numbers
@@ -231,7 +225,7 @@ def _round_tables(
     names = {id(value): name for name, value in state.now.items()}
     for number, call in enumerate(few):
         progress("tables", number, len(few))
-        watch = _Watch(names)
+        watch = _Weights(names)
         with torch.no_grad(), precision(narrow), watch:
             state.run(call, state.now)
         found.by.update((name, func) for name, func in watch.met.items() if name not in found.by)
@@ -243,7 +237,7 @@ def _round_tables(
     }
     for number, call in enumerate(few if coarse else ()):
         progress("tables", number, len(few))
-        watch = _Watch({key: name for key, name in names.items() if name in coarse}, tables=[])
+        watch = _Weights({key: name for key, name in names.items() if name in coarse}, tables=[])
         with torch.enable_grad():
             with precision(narrow), watch:
                 outputs = floats_of(state.run(call, state.now))
@@ -283,7 +277,7 @@ def _round_products(state: State, found: Met, few: Sequence[Call], narrow: bool,
         moments: dict[str, Tensor] = {}
         for number, call in enumerate(few):
             now = {id(value): name for name, value in state.now.items()}
-            watch = _Watch(now, frozenset(wave), moments, (number, len(few)))
+            watch = _Weights(now, frozenset(wave), moments, (number, len(few)))
             with suppress(Enough), torch.no_grad(), precision(narrow), watch:
                 state.run(call, state.now)
         for name in wave:

@@ -9,11 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.overrides import TorchFunctionMode
 
 from fewbits.errors import InputError
 from fewbits.methods.range_search import search
-from fewbits.modules.attention import multi_head_attention
+from fewbits.modules.attention import Watch
 from fewbits.modules.inputs import calls
 from fewbits.modules.static import STATIC, StaticProducts
 from fewbits.numerics import find, scale_zero_point
@@ -56,7 +55,7 @@ class _Seen:
     ranges: set[Range | None] = field(default_factory=set)
 
 
-class _Watch(TorchFunctionMode):
+class _Inputs(Watch):
     """Looks at what functions get beside the weights of interest."""
 
     def __init__(self, names: Mapping[int, str]) -> None:
@@ -64,12 +63,7 @@ class _Watch(TorchFunctionMode):
         self.names = names
         self.seen: dict[str, _Seen] = {}
 
-    def __torch_function__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func is functional.multi_head_attention_forward:
-            with self:
-                result = multi_head_attention(*args, **kwargs)
-            return func(*args, **kwargs) if result is NotImplemented else result
+    def called(self, func: Callable, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         if func in STATIC and len(args) > 1 and id(args[1]) in self.names:
             self._add(self.names[id(args[1])], args[0])
         result = func(*args, **kwargs)
@@ -107,7 +101,7 @@ def observe(module: nn.Module, names: Mapping[int, str], data: Any) -> dict[str,
     Raises:
         InputError: no data, data that forward does not take, or a NaN or infinity that meets a weight.
     """
-    watch = _Watch(names)
+    watch = _Inputs(names)
     modes = [(one, one.training) for one in module.modules()]
     count = 0
     try:

@@ -10,7 +10,7 @@ from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
 import fewbits as fb
-from fewbits.modules.compensate import _Watch
+from fewbits.modules.compensate import _Weights
 from fewbits.modules.files import coded_weights
 from fewbits.modules.running import Enough
 from fewbits.planning.recipe import PRESETS, Recipe, Rule
@@ -65,7 +65,7 @@ def test_moments_are_of_the_patches_that_a_convolution_multiplies(name):
     make, shape = LAYERS[name]
     module, x = make(), inputs(shape, 0)[:9]
     ((weight_name, weight),) = [one for one in module.named_parameters() if one[1].dim() > 1]
-    watch = _Watch({id(weight): weight_name}, frozenset((weight_name,)))
+    watch = _Weights({id(weight): weight_name}, frozenset((weight_name,)))
     with torch.no_grad():
         with suppress(Enough), watch:
             module(x)
