@@ -64,7 +64,8 @@ def prune_channels(
 
     Raises:
         InputError: a share out of range, one that would empty a layer (it is named), a module that cannot be exported
-            or whose code holds sizes, or that is quantized already, nothing to remove.
+            or whose code holds sizes, or that is quantized already, nothing to remove, NaN or infinity in weights or
+            data.
     """
     limits = {name: share for name, share in (("macs", macs), ("params", params)) if share is not None}
     if bool(limits) == (channels is not None):
@@ -95,6 +96,12 @@ def prune_channels(
     else:
         worth = _energy(smaller)
     scores = _scores(found, worth, kinds, relative=importance == "l2")
+    unranked = [kind.layer for kind in kinds if not all(math.isfinite(scores[root]) for root in kind.roots)]
+    if unranked:
+        raise InputError(
+            f"prune_channels: channels of layer {unranked[0]!r} cannot be compared: its weights, or the data, hold NaN "
+            "or infinity"
+        )
     if channels is None:
         gone = _down_to(limits, found, kinds, scores, multiple)
     else:
@@ -124,7 +131,7 @@ def load_smaller(module: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
             raise InputError(
                 f"load_smaller: {name!r} is {list(new)}, which does not come of {list(value.shape)}"
             )
-    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    tensors = _tensors(module)
     _replace(
         module,
         {
@@ -196,14 +203,23 @@ def _kinds(found: Dependencies, exclude: Sequence[str]) -> list[_Kind]:
 
 
 def _energy(module: nn.Module) -> dict[str, Tensor]:
-    return {name: value.detach().float().square() for name, value in module.named_parameters()}
+    return {name: value.detach().float().square() for name, value in _parameters(module).items()}
+
+
+def _parameters(module: nn.Module) -> dict[str, nn.Parameter]:
+    """By each of their names: torch.export knows one that layers share by the last."""
+    return dict(module.named_parameters(remove_duplicate=False))
+
+
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    return {**_parameters(module), **dict(module.named_buffers(remove_duplicate=False))}
 
 
 def _taylor(
     module: nn.Module, found: Dependencies, data: Iterable[Any], objective: Objective
 ) -> dict[str, Tensor]:
     """The squares of weight times gradient, over batches, in eval mode: batch norm would hide the scale of weights."""
-    parameters = dict(module.named_parameters())
+    parameters = _parameters(module)
     total = {name: torch.zeros_like(value, dtype=torch.float32) for name, value in parameters.items()}
     device = next(iter(parameters.values())).device
     count = 0
@@ -333,7 +349,7 @@ def _share_of_each(
 
 def _rebuild(module: nn.Module, found: Dependencies, gone: set[int]) -> None:
     """Take channels out of a module's parameters and buffers, in place."""
-    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    tensors = _tensors(module)
     smaller: dict[int, Tensor] = {}
     for (name, axis), roots in found.roots().items():
         if gone.isdisjoint(roots):
@@ -346,12 +362,14 @@ def _rebuild(module: nn.Module, found: Dependencies, gone: set[int]) -> None:
 
 def _replace(module: nn.Module, smaller: Mapping[int, Tensor]) -> None:
     """Put other tensors, by the identity of those that are there, into a module, in place, and tell its layers."""
+    made = dict[int, Tensor]()  # what layers share they go on sharing
     for part in module.modules():
         for name, value in [*part.named_parameters(recurse=False), *part.named_buffers(recurse=False)]:
             if id(value) in smaller:
                 new = smaller[id(value)]
-                trained = isinstance(value, nn.Parameter)
-                setattr(part, name, nn.Parameter(new, value.requires_grad) if trained else new)
+                if isinstance(value, nn.Parameter):
+                    new = made.setdefault(id(value), nn.Parameter(new, value.requires_grad))
+                setattr(part, name, new)
         _describe_again(part)
 
 

@@ -104,6 +104,31 @@ def test_what_hangs_together_goes_together():
     assert (smaller.up.out_features, smaller.down.out_features) == (12, 12)
 
 
+class Shared(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.last = nn.Linear(3, 8), nn.Linear(3, 8), nn.Linear(16, 5)
+        self.b.weight = self.a.weight
+
+    def forward(self, x):
+        return self.last(torch.cat([functional.relu(self.a(x)), functional.relu(self.b(x))], 1))
+
+
+@pytest.mark.parametrize("importance", ["l2", "taylor"])
+def test_layers_that_share_a_weight_go_on_sharing_it(importance):
+    torch.manual_seed(0)
+    net, x = Shared(), torch.randn(4, 3)
+    smaller = prune_channels(net, x, macs=0.6, importance=importance, data=[(x, torch.arange(4))])
+    silent = copy.deepcopy(net)
+    with torch.no_grad():
+        for a, b in zip(silent.parameters(), smaller.parameters(), strict=True):
+            a.mul_(torch.isin(a, b))  # nothing where channels went
+    again = load_smaller(copy.deepcopy(net), smaller.state_dict())
+    for one in (smaller, again):
+        assert one.b.weight is one.a.weight and one.a.out_features == one.b.out_features < 8
+        torch.testing.assert_close(one(x), silent(x))
+
+
 class Block(nn.Module):
     def __init__(self, size):
         super().__init__()
@@ -232,6 +257,8 @@ def test_what_is_refused():
     refused("multiple is 0", macs=0.5, multiple=0)
     refused("importance is 'l1'", macs=0.5, importance="l1")
     refused("taylor needs data", macs=0.5, importance="taylor")
+    no_numbers = [(X * torch.nan, torch.arange(4))]
+    refused("layer '.*' cannot be compared: .* hold NaN", macs=0.5, importance="taylor", data=no_numbers)
     refused("no batch", macs=0.5, importance="taylor", data=[])
     refused(r"macs=0.01 would empty layer '.*': with 1 channels left there .* it is 0\.\d+", macs=0.01)
     refused(r"channels=0.01 would empty layer '\w+\.0', which has \d+", channels=0.01)
