@@ -23,11 +23,12 @@ from fewbits.learnable import Kinds, Learnable
 from fewbits.methods.reconstruction import Spent
 from fewbits.models.model import Model, open_model
 from fewbits.models.network import UnsupportedError
+from fewbits.numerics import find
 from fewbits.observe import observe
 from fewbits.planning.plan import Plan
 from fewbits.planning.recipe import EFFORTS, Effort, Recipe, assign, fitted, read_recipe
 from fewbits.planning.target import Target
-from fewbits.samples import open_samples
+from fewbits.samples import Samples, open_samples
 from fewbits.source import Arch, open_source
 from fewbits.threads import one_torch_thread
 from fewbits.training.fake_quantize import (
@@ -44,6 +45,7 @@ from fewbits.training.quantized import refuse_quantized
 if TYPE_CHECKING:
     from fewbits.models.torch.structure import Structure
 
+SAME_NUMBERS = 1e-3  # the same calibration on another machine differs by less, zero points by more
 KINDS = Kinds(TrainedWeight, TrainedBook, TrainedSign, TrainedStep, TrainedBias)
 
 
@@ -79,7 +81,8 @@ def qat(
 
     Raises:
         InputError: a module that is quantized already, is on several devices or cannot be exported; a recipe that does
-            not fit; binary weights where pruning left zeros; an operator that cannot be trained (it is named); no data.
+            not fit, or that leaves nothing to be trained; binary weights where pruning left zeros; an operator that
+            cannot be trained (it is named); no data.
     """
     if isinstance(module, QatModule):
         raise InputError(
@@ -105,9 +108,12 @@ def qat(
             tuple(one.name for one in model.info.inputs), None if origin is None else origin.structure
         )
         try:
-            plan = _planned(model, chosen, target, data, Path(scratch), learning)
+            samples = open_samples(data, model.info.inputs)
+            plan = _planned(model, chosen, target, samples, Path(scratch), learning)
             _check_zeros(plan)
-            return QatModule(model, plan, shape).to(device)
+            student = QatModule(model, plan, shape)
+            _check_trains(student, chosen.name, samples)
+            return student.to(device)
         except UnsupportedError as error:
             raise InputError(f"{path.name}: cannot be trained: {error}") from error
 
@@ -165,7 +171,7 @@ class QatModule(nn.Module):
         return self._learnable.plan()
 
     def export(self, path: str | Path) -> Path:
-        """Write the ``.onnx`` of the main job with the learned codes, and read it back.
+        """Write the ``.onnx`` of the main job with the learned codes, and read it back; its folder is made.
 
         Before that, the steps of sums are moved by a part in 1,000 at most, for good, to where engines round them as
         the module does.
@@ -179,9 +185,33 @@ class QatModule(nn.Module):
             raise InputError(f"{broken[0]!r} holds NaN or infinity; nothing is written")
         self._learnable.clear_ties()
         path, plan = Path(path), self.plan
+        path.parent.mkdir(parents=True, exist_ok=True)
         self._model.write(plan, path)
         self._model.read_back(path, plan)
         return path
+
+    def get_extra_state(self) -> Tensor:
+        """What the other tensors of the state are made for, and are wrong with another: codes allowed, zero points,
+        smoothing; float32 [numbers]."""
+        numbers = list[float]()
+        for one in self._first.activations:
+            row = find(one.qtype)
+            numbers += row.qmin, row.qmax, one.zero_point, *(() if one.smoothing is None else one.smoothing)
+        for scaling in self._first.scalings:
+            numbers += (*scaling.divisor,)
+        for weight in self._first.weights.values():
+            if weight.codes is not None:
+                numbers += weight.codes.qtype.qmin, weight.codes.qtype.qmax
+        return torch.tensor(numbers, dtype=torch.float32)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Raises InputError where a state that is loaded came of another plan."""
+        mine = self.get_extra_state()
+        if state.shape != mine.shape or not torch.allclose(state.cpu().float(), mine, rtol=SAME_NUMBERS):
+            raise InputError(
+                "the state came of a module, recipe or calibration data other than this student; call qat with the "
+                "ones that its student was made with, and load it then"
+            )
 
     def __deepcopy__(self, memo: Any) -> QatModule:
         twin = QatModule(self._model, self._first, self._shape)
@@ -213,15 +243,25 @@ def _check_zeros(plan: Plan) -> None:
                 )
 
 
+def _check_trains(student: QatModule, recipe: str, samples: Samples) -> None:
+    """Raises UnsupportedError where a part of it does not run in torch, InputError where nothing would be trained."""
+    with torch.no_grad():
+        student(**{name: torch.tensor(array) for name, array in samples.one_run().items()})
+    if not list(student.parameters()):
+        raise InputError(
+            f"recipe {recipe!r}: leaves nothing to be trained: training changes weights in integer codes or codebooks, "
+            "and the steps of activations; take a recipe with some, such as 'w8a8', for layers that are not excluded"
+        )
+
+
 def _planned(
-    model: Model, recipe: Recipe, target: Target, data: Any, folder: Path, learning: _Learning
+    model: Model, recipe: Recipe, target: Target, samples: Samples, folder: Path, learning: _Learning
 ) -> Plan:
     """What post-training quantization makes of it, which is where training begins."""
     assigned = assign(recipe, model.info)
     learned_for = learning_target(cpu())
     wanted = [model.wanted(assigned, one) for one in (target, learned_for)]
     tensors = list(dict.fromkeys(name for one in wanted for name in one.tensors))
-    samples = open_samples(data, model.info.inputs)
     path = folder / "observed.onnx"
     model.tapped(tensors, path)
     engine = yardstick(model.format)

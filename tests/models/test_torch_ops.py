@@ -17,8 +17,8 @@ from fewbits.models.onnx.torch_ops import OPERATORS
 
 DTYPES = {np.dtype(name) for name in ("float32", "float64", "int32", "int64", "bool")}
 FIRST_ONLY = {"LayerNormalization", "MaxPool"}  # give their first output
-# Of the cases: auto_pad, rounding up, dilated averages, training, a Split without sizes, wrapping.
-SAID_TO_BE_UNSUPPORTED = 25
+# Of the cases: auto_pad, an output_shape, rounding up, dilated averages, training, a Split without sizes, wrapping.
+SAID_TO_BE_UNSUPPORTED = 28
 
 
 @lru_cache

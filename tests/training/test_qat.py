@@ -21,7 +21,7 @@ from fewbits.methods.near_ties import Grid, float32_error, margin
 from fewbits.methods.reconstruction import Spent
 from fewbits.planning.recipe import Recipe, Rule
 from fewbits.planning.scheme import Scheme
-from fewbits.training import distillation, fit, qat, qat_module
+from fewbits.training import distillation, fit, qat, qat_module, supervised
 from fewbits.training.fake_quantize import TrainedStep
 from tests.tiny import CONV_BN
 from tests.training.nets import Residual
@@ -48,7 +48,7 @@ def test_shared_values_are_trained(digits, tmp_path):
     student = qat(digits.net, "w4_codebook", digits.calibration)
     first = student.plan
     fit(student, digits.batches, epochs=1, lr=2e-3)
-    path = student.export(tmp_path / "m.onnx")
+    path = student.export(tmp_path / "a folder" / "m.onnx")
     with torch.no_grad():
         wanted = student(digits.x).numpy()
     assert np.allclose(run(path, digits.x), wanted, atol=1e-4 * float(np.abs(wanted).max()))
@@ -312,6 +312,15 @@ def test_a_copy_and_a_saved_state_are_the_same_module(digits, student):
             parameter.zero_()
         assert torch.equal(twin(digits.x), wanted)
         assert torch.equal(fresh.eval()(digits.x), wanted)
+    state = student.state_dict()
+    for recipe, calibration in (("w8a8", digits.calibration + 1), ("w4a8", digits.calibration)):
+        other = qat(digits.net, recipe, calibration)
+        before = other.state_dict()
+        with pytest.raises(
+            InputError, match="the state came of a module, recipe or calibration data other than"
+        ):
+            other.load_state_dict(state)
+        assert all(torch.equal(value, before[name]) for name, value in other.state_dict().items())
 
 
 def test_an_onnx_file_is_trained_too(tmp_path):
@@ -324,6 +333,25 @@ def test_an_onnx_file_is_trained_too(tmp_path):
     out.square().mean().backward()
     exported = student.export(tmp_path / "out.onnx")
     assert np.allclose(run(exported, x), out.detach().numpy(), atol=0.02 * float(out.detach().abs().max()))
+
+
+def test_transposed_convolutions_are_trained(tmp_path):
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.ConvTranspose2d(2, 4, 3, stride=2, padding=1, output_padding=1),
+        nn.ReLU(),
+        nn.ConvTranspose2d(4, 1, 2),
+    )
+    x = torch.randn(64, 2, 4, 4)
+    student = qat(net, "w8a8", x)
+    with torch.no_grad():
+        wanted = net(x) / 2
+    fit(student, [(x, wanted)] * 30, epochs=1, lr=2e-2, objective=supervised(nn.functional.mse_loss))
+    with torch.no_grad():
+        before, after = net(x), student(x)
+    assert (after - wanted).square().mean() < (before - wanted).square().mean() / 2
+    got = run(student.export(tmp_path / "m.onnx"), x)
+    assert np.abs(got - after.numpy()).mean() < 1e-3 * float(after.abs().max())
 
 
 def test_the_example_runs(tmp_path, monkeypatch, capsys):
@@ -349,6 +377,11 @@ def test_what_is_refused(digits, student, tmp_path):
         qat(mixed, "w8a8", digits.calibration)
     with pytest.raises(InputError, match="effort is 'most'; allowed are fast, normal, high"):
         qat(digits.net, "w8a8", digits.calibration, effort="most")
+    for recipe, more in (("fp16", {}), ("fp8", {}), ("w8a8", {"exclude": ["*"]})):
+        with pytest.raises(InputError, match=f"recipe '{recipe}': leaves nothing to be trained"):
+            qat(digits.net, recipe, digits.calibration, **more)
+    with pytest.raises(InputError, match="cannot be trained: operator Celu of node"):
+        qat(nn.Sequential(nn.Linear(8, 8), nn.CELU(0.5)), "w8a8", digits.calibration)
     with pytest.raises(InputError, match="w9a9"):
         qat(digits.net, "w9a9", digits.calibration)
     with torch.no_grad():

@@ -175,6 +175,22 @@ def _conv(a: Attributes, x: Tensor, weight: Tensor, bias: Tensor | None = None) 
     return convolve(x, weight, bias, tuple(strides), pads, tuple(dilations), a.get("group", 1))
 
 
+@_operator("ConvTranspose")
+def _conv_transpose(a: Attributes, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    axes = weight.dim() - 2
+    if "output_shape" in a or a.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
+        raise UnsupportedError("ConvTranspose with output_shape or auto_pad")
+    convolve = (functional.conv_transpose1d, functional.conv_transpose2d, functional.conv_transpose3d)[
+        axes - 1
+    ]
+    strides, dilations = (tuple(a.get(name, (1,) * axes)) for name in ("strides", "dilations"))
+    more, pads = tuple(a.get("output_padding", (0,) * axes)), tuple(a.get("pads", (0,) * 2 * axes))
+    whole = convolve(x, weight, bias, strides, 0, more, a.get("group", 1), dilations)
+    for axis, size in enumerate(whole.shape[2:]):  # pads are what is cut off
+        whole = whole.narrow(axis + 2, pads[axis], size - pads[axis] - pads[axes + axis])
+    return whole
+
+
 @_operator("AveragePool")
 def _average_pool(a: Attributes, x: Tensor) -> Tensor:
     kernel = tuple(a["kernel_shape"])
