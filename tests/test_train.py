@@ -24,6 +24,7 @@ from fewbits.planning.training_recipe import read_training_recipe
 from fewbits.report.record import Report
 from fewbits.train import train, unfinished
 from fewbits.training import QatModule
+from fewbits.training.data import Batches, TrainingData
 from fewbits.training.pipeline import run_stages
 from fewbits.training.unfinished import go_on_in
 
@@ -290,6 +291,14 @@ def test_what_a_run_that_is_gone_on_with_depends_on(tmp_path, monkeypatch):
         go_on(recipe)
 
 
+def test_no_batch_is_left_with_one_sample():
+    data = TrainingData(Path("train.npz"), {"x": torch.arange(65)}, None)
+    batches = Batches(data, 64)
+    seen = [inputs for inputs, _ in batches]
+    assert len(seen) == len(batches) == 2 and {len(one) for one in seen} == {32, 33}
+    assert sorted(torch.cat(seen).tolist()) == list(range(65))
+
+
 @pytest.mark.parametrize(
     ("arrays", "said"),
     [
@@ -302,6 +311,7 @@ def test_what_a_run_that_is_gone_on_with_depends_on(tmp_path, monkeypatch):
         ({"labels": np.eye(10, dtype=np.int64)[Y]}, r"labels are \[\d+, 10\]; give classes, \[\d+\]"),
         ({"labels": Y.astype(object)}, "array 'labels' has Python objects; .*"),
         ({"image": X[:, :, :, :7]}, "digits_nets:net does not run on its samples: .*"),
+        ({"image": np.where(X > 0.9, np.nan, X)}, "sample 0 has NaN or Inf in 'image'; take it out"),
         ({"image": X.astype(str)}, "array 'image' is <U32; give numbers"),
         (None, "array 'image' cannot be read .*"),
     ],

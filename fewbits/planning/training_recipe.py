@@ -28,7 +28,7 @@ class _Taught(_Trained):
     temperature: Annotated[float, Field(gt=0)] = 4.0
     weight: Annotated[float, Field(ge=0, le=1)] = 0.9
     features: dict[str, str] = {}
-    feature_weight: float = 1.0
+    feature_weight: Annotated[float, Field(ge=0)] = 1.0
 
 
 class Prune(_Record):

@@ -77,7 +77,10 @@ class TrainingData:
 
 @dataclass(frozen=True)
 class Batches:
-    """Samples in random order, another one each time: pairs of inputs and labels, or None where there are none."""
+    """Samples in random order, another one each time: pairs of inputs and labels, or None where there are none.
+
+    ``size`` at most: they are split evenly, for a batch of one that is left over has no statistics for batch norm.
+    """
 
     data: TrainingData
     size: int
@@ -87,7 +90,7 @@ class Batches:
 
     def __iter__(self) -> Iterator[tuple[Any, Tensor | None]]:
         labels = self.data.labels
-        for chosen in torch.randperm(self.data.count).split(self.size):
+        for chosen in torch.randperm(self.data.count).tensor_split(len(self)):
             yield self.data.inputs(chosen), None if labels is None else labels[chosen]
 
 
@@ -99,8 +102,8 @@ def read_training_data(path: Path, learner: str | None) -> TrainingData:
         learner: what learns from its labels, for messages; they are left aside where None.
 
     Raises:
-        InputError: it cannot be read, arrays that hold no numbers or differ in length, or labels that are missing or
-            no integers.
+        InputError: it cannot be read, arrays that hold no numbers, NaN or infinity, or differ in length, or labels that
+            are missing or no integers.
     """
     arrays = {
         name: array for block in npz.read(path, None, (LABELS,), _as_a_whole) for name, array in block.items()
@@ -127,6 +130,10 @@ def read_training_data(path: Path, learner: str | None) -> TrainingData:
         raise InputError(
             f"{path}: arrays of different or no length, {counts}; give as many labels as samples"
         )
+    for name, array in arrays.items():
+        broken = np.argwhere(~np.isfinite(array))
+        if len(broken):
+            raise InputError(f"{path}: sample {broken[0, 0]} has NaN or Inf in {name!r}; take it out")
     return TrainingData(
         path,
         {name: torch.from_numpy(_own(array)) for name, array in arrays.items()},

@@ -38,13 +38,15 @@ def distillation(
         loss: against the targets.
 
     Raises:
-        InputError: a weight or temperature out of range, no such submodule, or (when called) shapes or devices that
-            differ, or no targets for the loss.
+        InputError: a weight or temperature out of range, no such submodule, or (when called) one that is not called,
+            shapes or devices that differ, or no targets for the loss.
     """
     if not 0 <= weight <= 1:
         raise InputError(f"distillation: weight is {weight}; give a number between 0 and 1")
     if not temperature > 0:
         raise InputError(f"distillation: temperature is {temperature}; give a positive number")
+    if not feature_weight >= 0:
+        raise InputError(f"distillation: feature_weight is {feature_weight}; give a number from 0 on")
     pairs = dict(features or {})
     for name in pairs.values():
         _submodule(teacher, name, "teacher")
@@ -58,6 +60,8 @@ def distillation(
             with torch.no_grad():
                 wanted = first(call(teacher, inputs))
             got = first(call(module, inputs))
+        _check_seen(ours, pairs.keys(), "student")
+        _check_seen(theirs, pairs.values(), "teacher")
         if got.shape != wanted.shape:
             raise InputError(
                 f"distillation: the student gives {list(got.shape)}, the teacher {list(wanted.shape)}; they have to "
@@ -78,6 +82,15 @@ def _check_devices(student: nn.Module, teacher: nn.Module) -> None:
     if ours is not None and theirs is not None and ours != theirs:
         raise InputError(
             f"distillation: the teacher is on {theirs}, the student on {ours}; move one: teacher.to({str(ours)!r})"
+        )
+
+
+def _check_seen(seen: Mapping[str, Tensor], names: Iterable[str], who: str) -> None:
+    unseen = next((name for name in names if name not in seen), None)
+    if unseen is not None:
+        raise InputError(
+            f"distillation: submodule {unseen!r} of the {who} is not called, so it gives nothing to compare; choose "
+            "one that is"
         )
 
 

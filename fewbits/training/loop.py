@@ -81,15 +81,17 @@ def fit(
         progress: called with a stage, the batches done and their number where it is known.
 
     Raises:
-        InputError: nothing to train, more than one device, no data, a batch that is none of these, or without targets
-            where they are needed; a checkpoint of another run (of other epochs, seed, precision, class of optimizer or
-            first rates), or without a folder; a loss that is NaN or infinite (the step is named, and the first
-            submodule that gave such a number).
+        InputError: nothing to train, more than one device, a rate that is not positive, no data, a batch that is none
+            of these, or without targets where they are needed; a loss of more than one number; a checkpoint of another
+            run (of other epochs, seed, precision, class of optimizer or first rates), or without a folder; a loss that
+            is NaN or infinite (the step is named, and the samples or the first submodule that gave such a number).
     """
     device = one_device(module)
     check_precision(precision, device)
     if epochs < 1:
         raise InputError(f"epochs is {epochs}; give 1 or more")
+    if not 0 < lr < math.inf:
+        raise InputError(f"lr is {lr}; give a positive number")
     objective = objective or supervised()
     trained = [one for one in module.parameters() if one.requires_grad]
     if not trained:
@@ -124,12 +126,14 @@ def fit(
                 schedule(behind)
             inputs, targets = split(moved(batch, device))
             loss = loss_of(inputs, targets)
+            if loss.numel() != 1:
+                raise InputError(
+                    f"the loss is of shape {list(loss.shape)}; give one number, such as its mean"
+                )
             value = float(loss.detach())
             if not math.isfinite(value):
-                raise InputError(
-                    f"the loss is {value} at step {count + 1} of epoch {number}; "
-                    f"{_broken(module, partial(loss_of, inputs, targets))}; try a smaller rate or other ranges"
-                )
+                broken = _unreadable(inputs) or _broken(module, partial(loss_of, inputs, targets))
+                raise InputError(f"the loss is {value} at step {count + 1} of epoch {number}; {broken}")
             optimizer.zero_grad()
             scaler.scale(loss).backward()
             scaler.step(optimizer)
@@ -232,7 +236,15 @@ def _broken(module: nn.Module, again: Callable[[], Any]) -> str:
     finally:
         for handle in handles:
             handle.remove()
-    return f"the first to give such a number is {first[0]!r}" if first else "every layer's output is finite"
+    found = f"the first to give such a number is {first[0]!r}" if first else "every layer's output is finite"
+    return f"{found}; try a smaller rate or other ranges"
+
+
+def _unreadable(inputs: Any) -> str | None:
+    """What is said where the samples themselves hold NaN; a mask may well hold infinity."""
+    leaves = (one for one in pytree.tree_leaves(inputs) if isinstance(one, Tensor))
+    broken = any(bool(one.isnan().any()) for one in leaves)
+    return "the samples of that step hold NaN; take them out" if broken else None
 
 
 @dataclass(frozen=True)

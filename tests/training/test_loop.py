@@ -239,6 +239,15 @@ def test_what_is_refused(digits, tmp_path):
             fit(more.pop("module", digits.net), more.pop("data", digits.batches), **{"epochs": 1, **more})
 
     refused("epochs is 0", epochs=0)
+    refused("lr is -1; give a positive number", lr=-1)
+    refused("lr is nan", lr=torch.nan)
+    each = supervised(nn.CrossEntropyLoss(reduction="none"))
+    refused(r"the loss is of shape \[64\]; give one number", objective=each)
+    refused(
+        "the loss is nan at step 1 .* the samples of that step hold NaN",
+        data=[(X * torch.nan, Y)],
+        module=Scaled(),
+    )
     refused("on a CPU take 'bf16'", precision="fp16")
     refused("precision is 'int8'; allowed are f32, bf16, fp16", precision="int8")
     refused("there is no data", data=[])
@@ -267,6 +276,8 @@ def test_what_distillation_refuses(digits):
         distillation(digits.net, weight=2)
     with pytest.raises(InputError, match="temperature is 0"):
         distillation(digits.net, temperature=0)
+    with pytest.raises(InputError, match="feature_weight is nan"):
+        distillation(digits.net, feature_weight=torch.nan)
     with pytest.raises(InputError, match="the teacher has no submodule 'middle'; it has first"):
         distillation(digits.net, features={"inner": "middle"})
     x, y = digits.x[:4], digits.y[:4]
@@ -274,6 +285,12 @@ def test_what_distillation_refuses(digits):
         InputError, match=r"feature 'last' of the student is \[4, 10\], 'inner' of the teacher"
     ):
         distillation(digits.net, features={"last": "inner"})(digits.net, x, y)
+    unused = copy.deepcopy(digits.net)
+    unused.more = nn.Identity()
+    with pytest.raises(InputError, match="submodule 'more' of the teacher is not called"):
+        distillation(unused, features={"inner": "more"})(digits.net, x, y)
+    with pytest.raises(InputError, match="submodule 'more' of the student is not called"):
+        distillation(digits.net, features={"more": "inner"})(unused, x, y)
     with pytest.raises(InputError, match=r"the student gives \[4, 3\], the teacher \[4, 10\]"):
         distillation(digits.net)(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), x, y)
     with pytest.raises(
