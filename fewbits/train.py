@@ -23,7 +23,7 @@ from fewbits.models.model import Model, open_model
 from fewbits.planning.training_recipe import Export, TrainingRecipe, read_training_recipe
 from fewbits.report import record as r
 from fewbits.report.html import render
-from fewbits.samples import Samples, open_samples
+from fewbits.samples import open_samples
 from fewbits.scoring import BATCH, Wish, metric_for
 from fewbits.training.pipeline import Finished, run_stages
 
@@ -63,9 +63,14 @@ def train(
             )
     npz.shapes(Path(wanted.eval))  # whether it can be read, before hours of training
     folder = unfinished(place)
-    finished = run_stages(wanted, folder, progress)
+    settings = EngineSettings(yardstick("onnx").name, "f32", threads or cpu().physical_cores)
+
+    def begun(original: Finished) -> None:
+        _scored([original], wanted.eval, settings, progress)  # what is wrong with the samples is said now
+
+    finished = run_stages(wanted, folder, progress, begun)
     with replacing(place) as made:
-        report = _reported(path, wanted, finished, threads or cpu().physical_cores, progress, made)
+        report = _reported(path, wanted, finished, settings, progress, made)
         (made / REPORT).write_text(report.to_json(), encoding="utf-8")
         (made / "report.html").write_text(render(report), encoding="utf-8")
     shutil.rmtree(folder)
@@ -81,18 +86,15 @@ def _reported(
     path: Path,
     recipe: TrainingRecipe,
     finished: Sequence[Finished],
-    threads: int,
+    settings: EngineSettings,
     progress: Progress,
     folder: Path,
 ) -> r.Report:
     """Measure every stage's file, and put them into ``folder``."""
     first = open_model(finished[0].path)
-    samples = open_samples(recipe.eval, first.info.inputs)
-    engine = yardstick(first.format)
-    settings = EngineSettings(engine.name, "f32", threads)
-    with tempfile.TemporaryDirectory(prefix="fewbits-") as scratch:
-        metric, qualities = _scored(finished, samples, settings, Path(scratch), progress)
-    sample = samples.one_run()
+    engine, threads = yardstick(first.format), settings.threads
+    metric, qualities = _scored(finished, recipe.eval, settings, progress)
+    sample = open_samples(recipe.eval, first.info.inputs).one_run()
     latencies = measure_latency(
         [Contestant(one.name, one.path, settings) for one in finished],
         sample,
@@ -155,19 +157,21 @@ def _reported(
 
 
 def _scored(
-    finished: Sequence[Finished], samples: Samples, settings: EngineSettings, folder: Path, progress: Progress
+    finished: Sequence[Finished], data: str, settings: EngineSettings, progress: Progress
 ) -> tuple[r.Metric, list[Quality]]:
     """Every file's score, and how far its outputs are from the original's."""
-    reference = Reference(folder)
+    samples = open_samples(data, open_model(finished[0].path).info.inputs)
     engine = yardstick("onnx")
     batch = samples.batch or BATCH
-    reference.record(samples.session(engine.compile(finished[0].path, settings)), samples, batch)
-    metric, subject = metric_for(Wish(), samples, reference)
     qualities = []
-    for number, one in enumerate(finished):
-        progress("score", number, len(finished))
-        session = samples.session(engine.compile(one.path, settings))
-        qualities.append(score(session, samples, batch, reference, metric.scorer(subject)))
+    with tempfile.TemporaryDirectory(prefix="fewbits-") as scratch:
+        reference = Reference(Path(scratch))
+        reference.record(samples.session(engine.compile(finished[0].path, settings)), samples, batch)
+        metric, subject = metric_for(Wish(), samples, reference)
+        for number, one in enumerate(finished):
+            progress("score", number, len(finished))
+            session = samples.session(engine.compile(one.path, settings))
+            qualities.append(score(session, samples, batch, reference, metric.scorer(subject)))
     told = r.Metric(
         name=metric.name,
         higher_is_better=metric.higher_is_better,

@@ -334,6 +334,8 @@ def test_training_data_that_is_wrong_is_one_line(place, monkeypatch, capsys, arr
         ('net"', 'nothing"', "digits_nets:nothing: .* has no 'nothing'"),
         ('net"', 'Choosing"', "Choosing: what its forward does depends on the values of its input .*"),
         ("test.npz", "damaged.npz", r"damaged.npz: not an .npz file \(File is not a zip file\); .*"),
+        ("test.npz", "other.npz", r"other.npz: array 'image' has shape \[5, 1, 8, 7\], .*"),
+        ("test.npz", "wide.npz", r"wide.npz: .*"),
         ("w4a8", "w9a9", "stage '4 qat': recipe 'w9a9': not a preset and not a .toml file; .*"),
         (
             "epochs = 2",
@@ -345,6 +347,8 @@ def test_training_data_that_is_wrong_is_one_line(place, monkeypatch, capsys, arr
 )
 def test_what_needs_no_training_is_said_before_any(place, monkeypatch, capsys, old, new, said):
     Path("small.toml").write_text(RECIPE.replace(old, new, 1))
+    np.savez("other.npz", image=X[:5, :, :, :7], labels=Y[:5])
+    np.savez("wide.npz", image=X[:5], labels=np.eye(10)[Y[:5]])
     Path("damaged.npz").write_bytes(Path("test.npz").read_bytes()[:500])
     code, line = command(monkeypatch, capsys, "small.toml")
     assert code == 2 and re.fullmatch(f"fewbits: {said}", line), line

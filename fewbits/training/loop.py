@@ -81,10 +81,11 @@ def fit(
         progress: called with a stage, the batches done and their number where it is known.
 
     Raises:
-        InputError: nothing to train, more than one device, a rate that is not positive, no data, a batch that is none
-            of these, or without targets where they are needed; a loss of more than one number; a checkpoint of another
-            run (of other epochs, seed, precision, class of optimizer or first rates), or without a folder; a loss that
-            is NaN or infinite (the step is named, and the samples or the first submodule that gave such a number).
+        InputError: nothing to train, more than one device, a rate that is not positive, an optimizer of another module,
+            no data, a batch that is none of these, or without targets where they are needed; a loss of more than one
+            number; a checkpoint of another run (of other epochs, seed, precision, class of optimizer or first rates),
+            or without a folder; a loss that is NaN or infinite (the step is named, and the samples or the first
+            submodule that gave such a number).
     """
     device = one_device(module)
     check_precision(precision, device)
@@ -97,6 +98,12 @@ def fit(
     if not trained:
         raise InputError("the module has no parameters that need gradients; there is nothing to train")
     optimizer = optimizer or torch.optim.Adam(trained, lr=lr)
+    held = {id(one) for group in optimizer.param_groups for one in group["params"]}
+    if held.isdisjoint(map(id, trained)):
+        raise InputError(
+            "the optimizer has none of the module's parameters; make it of this module: qat and prune_channels give "
+            "another one"
+        )
     for group in optimizer.param_groups:
         group.setdefault("initial_lr", group["lr"])
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")

@@ -63,10 +63,15 @@ class Finished:
     sparsity: float
 
 
-def run_stages(recipe: r.TrainingRecipe, folder: Path, progress: Progress) -> list[Finished]:
+def run_stages(
+    recipe: r.TrainingRecipe,
+    folder: Path,
+    progress: Progress,
+    begun: Callable[[Finished], None] = lambda original: None,
+) -> list[Finished]:
     """Run what is not finished yet in ``folder``; the model as it came, and every stage but export.
 
-    What needs no training is checked before any begins.
+    What needs no training is checked before any begins; ``begun`` is called with the model as it came, and may raise.
 
     Raises:
         InputError: no such model or data, labels that are missing or wrong, ``folder`` is of another run, or what a
@@ -92,6 +97,7 @@ def run_stages(recipe: r.TrainingRecipe, folder: Path, progress: Progress) -> li
     go_on_in(folder, recipe, original)
     try:
         module, finished = original, [run.finish("original", "original", original, 0.0)]
+        begun(finished[0])
     except FewbitsError:
         if new:
             shutil.rmtree(folder)

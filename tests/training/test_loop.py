@@ -267,6 +267,8 @@ def test_what_is_refused(digits, tmp_path):
     refused(r"is of a run with rates \[0.001\], this one has rates \[0.1\]", checkpoint=path, lr=0.1)
     other = torch.optim.SGD(digits.net.parameters(), lr=1e-3)
     refused("with optimizer Adam, this one has optimizer SGD", checkpoint=path, optimizer=other)
+    stale = torch.optim.SGD(copy.deepcopy(digits.net).parameters(), lr=1e-3)
+    refused("the optimizer has none of the module's parameters", optimizer=stale)
     refused("there is no folder", checkpoint=tmp_path / "none" / "run.pt", data=map(pytest.fail, "x"))
     refused("of another module or optimizer", checkpoint=path, module=nn.Linear(3, 3))
 
