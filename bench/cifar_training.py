@@ -50,7 +50,7 @@ def in_float(epochs: int, lr: float, precision: str, samples: str, out: str) -> 
     """Fine-tune the float net against the labels; its logits for `samples` go to `out` (.npy)."""
     from fewbits.training import fit
 
-    net, batches = models.cifar_resnet_module(20), _batches()
+    net, batches = models.cifar_resnet_module(20), training_batches()
     before = _resident()
     done = fit(net, batches, epochs=epochs, lr=lr, precision=precision)
     grown = peak_bytes() - before
@@ -64,7 +64,7 @@ def with_rounding(
     """Train with rounding, taught by the float net: the file goes to `path`, the module's logits to `out`."""
     from fewbits.training import distillation, fit, qat
 
-    net, batches = models.cifar_resnet_module(20), _batches()
+    net, batches = models.cifar_resnet_module(20), training_batches()
     begin, used = time.perf_counter(), time.process_time()
     student = qat(net, recipe, calibration, effort=effort)
     started = time.perf_counter() - begin
@@ -83,7 +83,7 @@ def stepper(precision: str, threads: int) -> Callable[[], None]:
     torch.set_num_threads(threads)
     net = models.cifar_resnet_module(20).train()
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-5)
-    x, labels = next(iter(_batches()))
+    x, labels = next(iter(training_batches()))
 
     def step() -> None:
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
@@ -95,7 +95,7 @@ def stepper(precision: str, threads: int) -> Callable[[], None]:
     return step
 
 
-def _batches() -> Augmented:
+def training_batches() -> Augmented:
     import torch
 
     x, labels = data.cifar_training()

@@ -77,8 +77,8 @@ def measure(tell: Tell) -> CaseResult:
         rows.time_check("latency with int8 on top over int8's alone", BOTH, (INT8,), 1.0),
     )
     setting = (
-        f"Pruned in two steps, {EPOCHS} epochs in all over the 10,000 training images, mirrored, shifted and mixed at "
-        "random, taught by the float net; then 2 with rounding. Float trained further: as many, against the labels. "
+        f"Pruned in two steps, {EPOCHS} epochs in all over the 10,000 training images, mirrored, shifted and mixed by "
+        "twos at random, taught by the float net; then 2 with rounding. Float trained further: as many, against the labels. "
         "Drops are from the better of the two float nets. ONNX Runtime, 32 x 32, batch 1, scored on the 10,000 test "
         "images."
     )
@@ -87,7 +87,7 @@ def measure(tell: Tell) -> CaseResult:
 
 @cache
 def _tuned() -> tuple[Path, Mapping[str, float]]:
-    path = cached(f"fewbits/resnet20-tuned-{EPOCHS}-{version('torch')}.onnx")
+    path = cached(f"fewbits/resnet20-tuned-mixed-{EPOCHS}-{version('torch')}.onnx")
     if path.is_file():
         return path, {}
     return path, call("bench.cifar_pruning:tuned", epochs=EPOCHS, path=str(path)).value
