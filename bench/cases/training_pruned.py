@@ -78,9 +78,9 @@ def measure(tell: Tell) -> CaseResult:
     )
     setting = (
         f"Pruned in two steps, {EPOCHS} epochs in all over the 10,000 training images, mirrored, shifted and mixed by "
-        "twos at random, taught by the float net; then 2 with rounding. Float trained further: as many, against the labels. "
-        "Drops are from the better of the two float nets. ONNX Runtime, 32 x 32, batch 1, scored on the 10,000 test "
-        "images."
+        "twos at random, taught by the float net; then 2 with rounding. Float trained further: as many, against the "
+        "labels. Drops are from the better of the two float nets. ONNX Runtime, 32 x 32, batch 1, scored on the 10,000 "
+        "test images."
     )
     return CaseResult(CASE.name, CASE.title, setting, COLUMNS, rows.rows, checks)
 
