@@ -21,13 +21,13 @@ from fewbits.contest import (
     speedup_of,
     spelled_out,
     spread,
-    this_machine,
 )
 from fewbits.engines.cpu import cpu
-from fewbits.engines.engine import EngineSettings, Session, engines_for, get
+from fewbits.engines.engine import EngineSettings, Session, engines_for, get, installed
 from fewbits.errors import InputError
 from fewbits.feeding import Feeding
 from fewbits.loaded import saved
+from fewbits.machine import this_machine, versions
 from fewbits.measure.latency import ROUNDS, ratio
 from fewbits.measure.quality import Reference, score
 from fewbits.measure.size import artifact_bytes
@@ -207,7 +207,7 @@ def compare(
     size_a, size_b = artifact_bytes(path_a), artifact_bytes(path_b)
     agreement = quality.agreement
     return Comparison(
-        machine=this_machine(count),
+        machine=this_machine(count, versions(installed())),
         a=_compared(a, path_a, size_a, best_a, others_a, None if own is None else own.score),
         b=_compared(b, path_b, size_b, best_b, others_b, quality.score),
         size_ratio=size_b / size_a,

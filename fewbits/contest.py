@@ -6,8 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fewbits.engines.cpu import cpu
-from fewbits.engines.engine import EngineSettings, get, installed
+from fewbits.engines.engine import EngineSettings, get
 from fewbits.errors import EngineError
 from fewbits.measure.latency import Contestant, Latency, Ratio, measure_latency
 from fewbits.report import record as r
@@ -123,18 +122,6 @@ def settings_to_try(
 def speedup_of(found: Ratio) -> Speedup:
     """The ratio as a record."""
     return Speedup(value=found.value, low=found.low, high=found.high, tie=found.tie)
-
-
-def this_machine(threads: int) -> r.Machine:
-    """This machine, as far as latencies depend on it."""
-    machine = cpu()
-    return r.Machine(
-        cpu=machine.name,
-        isa=machine.isa,
-        threads=threads,
-        cores=machine.physical_cores,
-        engines={name: engine.version for name, engine in installed().items()},
-    )
 
 
 def spelled_out(sample: Feeds, threads: int) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import platform
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,16 +17,16 @@ from fewbits.choose import Choice, Limits
 from fewbits.contest import spelled_out
 from fewbits.damage import only, worst
 from fewbits.ending import Ending
-from fewbits.engines.cpu import Cpu
-from fewbits.engines.engine import Engine, get, literal_session
+from fewbits.engines.engine import get, literal_session
 from fewbits.errors import EngineError
 from fewbits.fallback import Fallback
 from fewbits.figures import Figures, Outcome
 from fewbits.handover import REPORT
+from fewbits.machine import this_machine, versions
 from fewbits.measure.latency import Latency, Ratio, ratio
 from fewbits.measure.metrics import Metric
 from fewbits.measure.quality import Quality
-from fewbits.measure.size import artifact_bytes, artifact_files
+from fewbits.measure.size import artifact_bytes, artifact_files, artifact_sha256
 from fewbits.planning.plan import LayerPlan, Plan, WeightPlan
 from fewbits.planning.recipe import Recipe, ResolvedRecipe, Rule, write_recipe
 from fewbits.planning.target import WeightForm
@@ -338,7 +336,7 @@ def _candidate(
         precision=settings.precision,
         original=candidate.is_original,
         path=run.model.artifact_name if candidate.name == choice.saved else None,
-        sha256=_sha256(file),
+        sha256=artifact_sha256(file.path),
         size_bytes=size,
         size_ratio=size / run.model.size_bytes,
         latency_ms=_latency(latency),
@@ -573,28 +571,4 @@ def _machine(run: Run) -> r.Machine:
     engines = dict(run.engines)
     if run.origin is not None and run.origin.program is not None:
         engines[run.origin.framework] = get(run.origin.framework)
-    return machine(run.cpu, run.threads, engines)
-
-
-def machine(here: Cpu, threads: int, engines: Mapping[str, Engine]) -> r.Machine:
-    """Where numbers are taken."""
-    import psutil
-
-    return r.Machine(
-        cpu=here.name,
-        isa=here.isa,
-        threads=threads,
-        cores=here.physical_cores,
-        memory_bytes=psutil.virtual_memory().total,
-        os=platform.system(),
-        python=platform.python_version(),
-        fewbits=__version__,
-        engines={name: engine.version for name, engine in engines.items()},
-    )
-
-
-def _sha256(file: Written) -> str:
-    digest = hashlib.sha256()
-    for one in artifact_files(file.path):
-        digest.update(one.read_bytes())
-    return digest.hexdigest()
+    return this_machine(run.threads, versions(engines))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import platform
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,8 +12,8 @@ from typing import TYPE_CHECKING
 
 from fewbits import __version__
 from fewbits.candidates import ORIGINAL
-from fewbits.engines.cpu import cpu
 from fewbits.handover import REPORT
+from fewbits.machine import this_machine
 from fewbits.models.checkpoint import FORMAT
 from fewbits.models.checkpoint.folder import CONFIG
 from fewbits.models.checkpoint.plan import TensorPlan
@@ -217,23 +216,10 @@ def _files(job: Job, folder: Path) -> tuple[r.File, ...]:
 
 
 def _machine(threads: int) -> r.Machine:
-    import psutil
-
-    here = cpu()
     found = {}
     for package in (LOADER, "compressed-tensors", "torch"):
         try:
             found[package] = version(package)
         except PackageNotFoundError:
             continue
-    return r.Machine(
-        cpu=here.name,
-        isa=here.isa,
-        threads=threads,
-        cores=here.physical_cores,
-        memory_bytes=psutil.virtual_memory().total,
-        os=platform.system(),
-        python=platform.python_version(),
-        fewbits=__version__,
-        engines=found,
-    )
+    return this_machine(threads, found)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,15 +16,15 @@ from fewbits.contest import (
     speedup_of,
     spelled_out,
     spread,
-    this_machine,
 )
-from fewbits.engines.engine import available, get
+from fewbits.engines.engine import available, get, installed
 from fewbits.errors import InputError
 from fewbits.feeding import Feeds
 from fewbits.handover import REPORT
 from fewbits.loaded import saved
+from fewbits.machine import this_machine, versions
 from fewbits.measure.latency import ROUNDS, ratio
-from fewbits.measure.size import artifact_bytes, artifact_files
+from fewbits.measure.size import artifact_bytes, artifact_sha256
 from fewbits.models.model import open_model
 from fewbits.planning.model_info import ModelInfo, TensorInfo
 from fewbits.report import record as r
@@ -175,7 +174,7 @@ def measure(
         candidate=candidate.name,
         file=path.name,
         size_bytes=artifact_bytes(path),
-        unchanged=_sha256(path) == candidate.sha256,
+        unchanged=artifact_sha256(path) == candidate.sha256,
         now=now.timing(),
         then=_timing_then(candidate),
         times_then=None if p50 is None else p50 / now.latency.p50_ms,
@@ -184,7 +183,7 @@ def measure(
         original_missing=missing,
         speedup_now=None if beside is None else speedup_of(ratio(beside.latency, now.latency)),
         speedup_then=_speedup_then(candidate, report.tie_band),
-        machine_now=this_machine(settings.threads),
+        machine_now=this_machine(settings.threads, versions(installed())),
         machine_then=report.machine,
         latency_at=spelled_out(sample, settings.threads),
     )
@@ -237,10 +236,3 @@ def _sample(folder: Path, report: r.Report, info: ModelInfo) -> Feeds:
             )
         concrete.append(TensorInfo(one.name, one.dtype, shape))
     return random_feeds(replace(info, inputs=tuple(concrete)), seed=0)
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    for file in artifact_files(path):
-        digest.update(file.read_bytes())
-    return digest.hexdigest()

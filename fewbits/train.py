@@ -11,11 +11,11 @@ from pathlib import Path
 from fewbits import __version__, npz
 from fewbits.compress import Result
 from fewbits.contest import spelled_out
-from fewbits.describe import machine
 from fewbits.engines.cpu import cpu
 from fewbits.engines.engine import EngineSettings, yardstick
 from fewbits.errors import InputError
 from fewbits.handover import REPORT, check_place, replacing
+from fewbits.machine import this_machine, versions
 from fewbits.measure.latency import Contestant, Latency, measure_latency, ratio
 from fewbits.measure.quality import Quality, Reference, score
 from fewbits.measure.size import artifact_bytes
@@ -128,7 +128,7 @@ def _reported(
         stages.append(stages[-1].model_copy(update={"name": name, "kind": "export", "seconds": None}))
     return r.Report(
         fewbits=__version__,
-        machine=machine(cpu(), threads, {engine.name: engine}),
+        machine=this_machine(threads, versions({engine.name: engine})),
         source=r.Source(
             path=recipe.model,
             size_bytes=first.size_bytes,

@@ -1,7 +1,8 @@
-"""How many bytes an artifact is on disk."""
+"""The files of an artifact on disk: how many bytes they are, and which."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,16 @@ from fewbits.errors import InputError
 def artifact_bytes(path: str | Path) -> int:
     """The bytes of a model file and of every file its weights lie in. InputError where one is missing."""
     return sum(file.stat().st_size for file in artifact_files(path))
+
+
+def artifact_sha256(path: str | Path) -> str:
+    """Of a model file and then of every file its weights lie in, in hexadecimal. InputError where one is missing."""
+    digest = hashlib.sha256()
+    for file in artifact_files(path):
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
 
 
 def artifact_files(path: str | Path) -> tuple[Path, ...]:

@@ -1,0 +1,34 @@
+"""The machine that numbers are taken on, as reports tell it."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+
+from fewbits import __version__
+from fewbits.engines.cpu import cpu
+from fewbits.engines.engine import Engine
+from fewbits.report import record as r
+
+
+def this_machine(threads: int, versions: Mapping[str, str]) -> r.Machine:
+    """This machine, with so many threads, and the versions of what ran there, by name."""
+    import psutil
+
+    here = cpu()
+    return r.Machine(
+        cpu=here.name,
+        isa=here.isa,
+        threads=threads,
+        cores=here.physical_cores,
+        memory_bytes=psutil.virtual_memory().total,
+        os=platform.system(),
+        python=platform.python_version(),
+        fewbits=__version__,
+        engines=dict(versions),
+    )
+
+
+def versions(engines: Mapping[str, Engine]) -> dict[str, str]:
+    """Of engines, by name."""
+    return {name: engine.version for name, engine in engines.items()}
