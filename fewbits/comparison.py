@@ -207,7 +207,7 @@ def compare(
     size_a, size_b = artifact_bytes(path_a), artifact_bytes(path_b)
     agreement = quality.agreement
     return Comparison(
-        machine=this_machine(count, versions(installed())),
+        machine=this_machine(cpu(), count, versions(installed())),
         a=_compared(a, path_a, size_a, best_a, others_a, None if own is None else own.score),
         b=_compared(b, path_b, size_b, best_b, others_b, quality.score),
         size_ratio=size_b / size_a,

@@ -571,4 +571,4 @@ def _machine(run: Run) -> r.Machine:
     engines = dict(run.engines)
     if run.origin is not None and run.origin.program is not None:
         engines[run.origin.framework] = get(run.origin.framework)
-    return this_machine(run.threads, versions(engines))
+    return this_machine(run.cpu, run.threads, versions(engines))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from fewbits import __version__
 from fewbits.candidates import ORIGINAL
+from fewbits.engines.cpu import cpu
 from fewbits.handover import REPORT
 from fewbits.machine import this_machine
 from fewbits.models.checkpoint import FORMAT
@@ -222,4 +223,4 @@ def _machine(threads: int) -> r.Machine:
             found[package] = version(package)
         except PackageNotFoundError:
             continue
-    return this_machine(threads, found)
+    return this_machine(cpu(), threads, found)

@@ -6,26 +6,25 @@ import platform
 from collections.abc import Mapping
 
 from fewbits import __version__
-from fewbits.engines.cpu import cpu
+from fewbits.engines.cpu import Cpu
 from fewbits.engines.engine import Engine
 from fewbits.report import record as r
 
 
-def this_machine(threads: int, versions: Mapping[str, str]) -> r.Machine:
-    """This machine, with so many threads, and the versions of what ran there, by name."""
+def this_machine(cpu: Cpu, threads: int, engines: Mapping[str, str]) -> r.Machine:
+    """This machine with its CPU, so many threads, and the versions of what ran there, by name."""
     import psutil
 
-    here = cpu()
     return r.Machine(
-        cpu=here.name,
-        isa=here.isa,
+        cpu=cpu.name,
+        isa=cpu.isa,
         threads=threads,
-        cores=here.physical_cores,
+        cores=cpu.physical_cores,
         memory_bytes=psutil.virtual_memory().total,
         os=platform.system(),
         python=platform.python_version(),
         fewbits=__version__,
-        engines=dict(versions),
+        engines=dict(engines),
     )
 
 

@@ -17,6 +17,7 @@ from fewbits.contest import (
     spelled_out,
     spread,
 )
+from fewbits.engines.cpu import cpu
 from fewbits.engines.engine import available, get, installed
 from fewbits.errors import InputError
 from fewbits.feeding import Feeds
@@ -183,7 +184,7 @@ def measure(
         original_missing=missing,
         speedup_now=None if beside is None else speedup_of(ratio(beside.latency, now.latency)),
         speedup_then=_speedup_then(candidate, report.tie_band),
-        machine_now=this_machine(settings.threads, versions(installed())),
+        machine_now=this_machine(cpu(), settings.threads, versions(installed())),
         machine_then=report.machine,
         latency_at=spelled_out(sample, settings.threads),
     )

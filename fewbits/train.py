@@ -128,7 +128,7 @@ def _reported(
         stages.append(stages[-1].model_copy(update={"name": name, "kind": "export", "seconds": None}))
     return r.Report(
         fewbits=__version__,
-        machine=this_machine(threads, versions({engine.name: engine})),
+        machine=this_machine(cpu(), threads, versions({engine.name: engine})),
         source=r.Source(
             path=recipe.model,
             size_bytes=first.size_bytes,
