@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import math
 import re
+import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TypeVar
+from uuid import uuid4
 
 from fewbits.errors import InputError
 
@@ -95,6 +99,17 @@ class Ending:
         self.say(
             "interrupted: finishing with what was tried; Ctrl-C again stops at once, with nothing written"
         )
+
+
+@contextmanager
+def temporary_folder(prefix: str) -> Iterator[Path]:
+    """A new folder that is gone behind it, though Ctrl-C be pressed while it is made: tempfile may leave one then."""
+    folder = Path(tempfile.gettempdir()) / f"{prefix}{uuid4().hex}"
+    try:
+        folder.mkdir(mode=0o700)
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def parse_budget(text: str | float | None) -> float | None:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -17,7 +18,7 @@ import pytest
 
 import fewbits as fb
 from fewbits.candidates import PROMISING, drafts, in_order, resolve
-from fewbits.ending import Ending, NothingMore, parse_budget
+from fewbits.ending import Ending, NothingMore, parse_budget, temporary_folder
 from fewbits.engines.cpu import cpu
 from fewbits.engines.engine import available
 from fewbits.errors import InputError
@@ -560,6 +561,24 @@ def test_ctrl_c_while_measuring_writes_what_was_tried(command_line):
     assert list(temporary.iterdir()) == []
     _, alive = psutil.wait_procs(gone, timeout=5)
     assert alive == []
+
+
+def test_a_folder_is_gone_though_it_was_being_made(monkeypatch, tmp_path):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with temporary_folder("some-") as folder:
+        (folder / "file").write_text("")
+        assert [one.name for one in tmp_path.glob("some-*/*")] == ["file"]
+    assert not any(tmp_path.iterdir())
+    make = Path.mkdir
+
+    def interrupted(self, *args, **kwargs):
+        make(self, *args, **kwargs)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "mkdir", interrupted)
+    with pytest.raises(KeyboardInterrupt), temporary_folder("some-"):
+        pass
+    assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals are POSIX")

@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import math
 import random
-import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
@@ -20,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from fewbits.ending import Ending
+from fewbits.ending import Ending, temporary_folder
 from fewbits.engines.engine import EngineSettings
 from fewbits.errors import InputError
 from fewbits.measure.size import artifact_files
@@ -166,8 +165,8 @@ def measure_latency(
     end = ending or Ending()
     rounds = min(rounds, ENOUGH_ROUNDS) if end.interrupted else rounds
     twins = _twins(contestants)
-    with tempfile.TemporaryDirectory(prefix="fewbits-measure-") as folder, ExitStack() as stack:
-        feeds_file = Path(folder) / "feeds.npz"
+    with temporary_folder("fewbits-measure-") as folder, ExitStack() as stack:
+        feeds_file = folder / "feeds.npz"
         np.savez(feeds_file, **dict(feeds))  # type: ignore[arg-type]
         lanes = [
             # Here the workers start and import side by side; below they load and run one at a time.
